@@ -1,0 +1,33 @@
+"""Where things lie. Every other file asks here; none joins such a path by itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = PROJECT / "notebooks"
+DATA = PROJECT / "data"
+PROFILES = Path(__file__).resolve().parent / "profiles"
+POSTTRAINED_ADAPTER = DATA / "posttraining" / "adapter"
+
+
+def cache() -> Path:
+    """Folder for models and downloads; `MMGRPO_CACHE_DIR` moves it."""
+    return Path(os.environ.get("MMGRPO_CACHE_DIR", "~/.cache/mmgrpo")).expanduser()
+
+
+def results() -> Path:
+    """Folder for records, checkpoints and executed notebooks; `MMGRPO_RESULTS_DIR` moves it."""
+    return Path(os.environ.get("MMGRPO_RESULTS_DIR", PROJECT / "results")).expanduser().resolve()
+
+
+def figures() -> Path:
+    """Folder for tables and figures; `MMGRPO_FIGURES_DIR` moves it."""
+    return Path(os.environ.get("MMGRPO_FIGURES_DIR", PROJECT / "figures")).expanduser().resolve()
+
+
+def local_data() -> Path | None:
+    """Folder with the tasks' public files (`MMGRPO_DATA_DIR`), or None where it isn't set."""
+    folder = os.environ.get("MMGRPO_DATA_DIR")
+    return Path(folder).expanduser().resolve() if folder else None

@@ -1,0 +1,53 @@
+"""Profiles: one YAML file each beside this one, read into `Profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from mmgrpo import paths
+from mmgrpo.errors import UserError, nearest
+from mmgrpo.settings import Profile
+
+
+def names() -> list[str]:
+    """The profiles that can be named."""
+    return sorted(file.stem for file in paths.PROFILES.glob("*.yaml"))
+
+
+def load(name: str) -> Profile:
+    """Read the profile `name`; raises UserError for an unknown name, key or value."""
+    if name not in names():
+        raise UserError(f"Unknown profile {name!r}; {nearest(name, names())}.")
+    return parse(paths.PROFILES / f"{name}.yaml")
+
+
+def parse(file: Path) -> Profile:
+    """Read one profile file."""
+    try:
+        return Profile(**yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (ValidationError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{file.name}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"not a mapping of settings ({error})."
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model = _model_at(Profile, problem["loc"][:-1])
+        return f"unknown key {place!r}; {nearest(str(problem['loc'][-1]), list(model.model_fields))}."
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (given: {problem.get('input')!r})."
+
+
+def _model_at(model: type, location: tuple) -> type:
+    """The settings class at `location`, for naming the keys that it takes."""
+    for part in location:
+        if hasattr(model, "model_fields") and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            arguments = getattr(annotation, "__args__", None)
+            model = arguments[-1] if arguments else annotation
+    return model

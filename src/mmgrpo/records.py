@@ -1,0 +1,106 @@
+"""A run's record: one JSON file, written beside and renamed, and read back with its checksum checked.
+
+Tables and figures are made from records only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmgrpo.errors import UserError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """One test example: the id is a hash of its inputs, so that no private text enters a record."""
+
+    example: str
+    score: float
+    outcome: str  # completed, interrupted, crashed or unscorable
+    details: dict[str, float]  # parts of the metric, by name (leakage, recall by hop, ...)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything a table or figure may say of one run."""
+
+    task: str
+    model: str
+    strategy: str
+    profile: str
+    seed: int
+    smoke: bool
+    source: str  # where the rows came from: embedded, local or hub
+    fingerprint: str  # hash of the rows of all splits
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    commit: str
+    machine: dict[str, Any]  # cpu, cores, gpu, precision
+    scores: tuple[Score, ...]  # the test split, in its order
+    curve: tuple[dict[str, float], ...]  # one entry a GRPO step: step, reward, and what the trainer logs
+    validation: tuple[dict[str, float], ...]  # step, score; or trial, score for prompt optimization
+    seconds: dict[str, float]  # by stage: optimize, evaluate
+    tokens: dict[str, int]  # prompt, prefilled, completion, trained
+    peak_memory_gb: float
+    program: dict[str, Any]  # DSPy state of the final program: instructions and demonstrations
+    notes: dict[str, Any]  # what a strategy has to add, such as usable instruction candidates
+    schema: int = SCHEMA
+
+    @property
+    def mean(self) -> float:
+        """Mean test score of the runs that could be scored, in points of 100."""
+        scored = [s.score for s in self.scores if s.outcome != "unscorable"]
+        return 100 * sum(scored) / len(scored) if scored else float("nan")
+
+
+def write(record: Record, file: Path) -> Path:
+    """Write `record` so that `file` either has all of it or is as it was before."""
+    body = dataclasses.asdict(record)
+    return write_json({"sha256": _checksum(body), "record": body}, file)
+
+
+def read(file: Path) -> Record:
+    """Read a record; raises UserError where it is cut short, changed or of another schema."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        body, checksum = content["record"], content["sha256"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"The record {file} can't be read ({error}): delete it and run its cell again.") from None
+    if _checksum(body) != checksum:
+        raise UserError(f"The record {file} doesn't match its checksum: delete it and run its cell again.")
+    if body.get("schema") != SCHEMA:
+        raise UserError(f"The record {file} has schema {body.get('schema')}, this version reads {SCHEMA}: run its cell again.")
+    scores = tuple(Score(**score) for score in body.pop("scores"))
+    return Record(**body | {"scores": scores, "curve": tuple(body["curve"]), "validation": tuple(body["validation"])})
+
+
+def read_all(folder: Path) -> list[Record]:
+    """All records below `folder`, in the order of their paths."""
+    return [read(file) for file in sorted(folder.glob("**/record.json"))]
+
+
+def write_json(content: Any, file: Path) -> Path:
+    """Write JSON to `file` by writing beside it and renaming."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream, ensure_ascii=False, allow_nan=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+    return file
+
+
+def _checksum(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

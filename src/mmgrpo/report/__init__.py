@@ -1,0 +1,36 @@
+"""Records in, tables and figures out: `build(records, folder)` writes all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmgrpo.records import Record
+from mmgrpo.report import claims, figures, frames, names, settings_table, tables, writers
+
+
+def build(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write every table (.md, .tex, .csv) and figure (.pdf, .png) of `records` into `folder`; return the files.
+
+    `records` are of one profile. Files of smoke runs end in `_smoke`, and say inside what they are.
+    Raises UserError where there are no records, or where they can't be compared.
+    """
+    frames.check(records)
+    made_tables = [
+        tables.scores(records), claims.build(records), tables.cost(records), tables.groups(records),
+        tables.outcomes(records), settings_table.build(records),
+    ]  # fmt: skip
+    made_figures = {
+        "figure_scores": figures.scores(records),
+        "figure_learning_curves": figures.learning_curves(records),
+        "figure_cost": figures.cost(records),
+    }
+    smoke = frames.is_smoke(records)
+    files = [file for table in made_tables if table is not None for file in writers.write(table, folder)]
+    for name, figure in made_figures.items():
+        if figure is not None:
+            files += figures.save(figure, folder, names.file_stem(name, smoke))
+    return files
+
+
+__all__ = ["build"]

@@ -1,0 +1,142 @@
+"""Records as tidy frames: one row a run, a test example, a curve step or a validation.
+
+The score of an unscorable example is NaN here, so that no mean counts it as a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mmgrpo.errors import UserError
+from mmgrpo.records import Record, Score
+
+RUN = ["task", "model", "strategy", "seed"]  # what tells one run of a profile from another
+CELL = ["task", "model", "strategy"]
+OUTCOMES = ("completed", "interrupted", "crashed", "unscorable")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """All seeds of one task, model and strategy, scored on the same examples in the same order."""
+
+    seeds: tuple[int, ...]
+    examples: tuple[str, ...]
+    scores: np.ndarray  # [seeds, examples], in [0, 1]; NaN where unscorable
+
+
+def check(records: Sequence[Record]) -> None:
+    """Raise UserError unless `records` are of one profile, all scored, with at most one for each run."""
+    if not records:
+        raise UserError("There are no records to report on: run some cells first, then build the report again.")
+    profiles = sorted({record.profile for record in records})
+    if len(profiles) > 1:
+        raise UserError(
+            f"The records are of {len(profiles)} profiles ({', '.join(profiles)}): report on one at a time."
+        )
+    ((run, count),) = Counter(_key(record) for record in records).most_common(1)
+    if count > 1:
+        raise UserError(
+            f"There are {count} records of one run ({', '.join(map(str, run))}): keep one and delete the others."
+        )
+    unscored = [record for record in records if not record.scores]
+    if unscored:
+        run = ", ".join(map(str, _key(unscored[0])))
+        raise UserError(f"The record of {run} has no test scores: delete it and run its cell again.")
+
+
+def is_smoke(records: Sequence[Record]) -> bool:
+    """Whether any record is of a smoke run, which makes the whole report one."""
+    return any(record.smoke for record in records)
+
+
+def runs(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a run: score in points, counts of outcomes, hours by stage and in all, tokens, memory in GB."""
+    rows = []
+    for record in records:
+        outcomes = Counter(score.outcome for score in record.scores)
+        rows.append(
+            _identity(record)
+            | {"score": 100 * _mean(_values(record.scores)), "examples": len(record.scores)}
+            | {outcome: outcomes[outcome] for outcome in OUTCOMES}
+            | {f"hours_{stage}": seconds / 3600 for stage, seconds in record.seconds.items()}
+            | {"hours": sum(record.seconds.values()) / 3600}
+            | {f"tokens_{kind}": count for kind, count in record.tokens.items()}
+            | {"peak_memory_gb": record.peak_memory_gb, "smoke": record.smoke}
+        )
+    return pd.DataFrame(rows)
+
+
+def examples(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a test example of a run: its place, id, score in [0, 1], outcome and the parts of its metric."""
+    rows = [
+        _identity(record)
+        | {"place": place, "example": score.example, "score": value, "outcome": score.outcome}
+        | {f"detail_{part}": amount for part, amount in score.details.items()}
+        for record in records
+        for place, (score, value) in enumerate(zip(record.scores, _values(record.scores), strict=True))
+    ]
+    return pd.DataFrame(rows, columns=None if rows else [*RUN, "place", "example", "score", "outcome"])
+
+
+def curve(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a GRPO step of a run, with whatever the trainer logged; NaN where a run lacks a key."""
+    return _entries(records, "curve", ["step", "reward"])
+
+
+def validation(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a validation of a run: `step` (GRPO) or `trial` (prompt optimization), and score in [0, 1]."""
+    return _entries(records, "validation", ["step", "trial", "score"])
+
+
+def cells(records: Sequence[Record]) -> dict[tuple[str, str, str], Cell]:
+    """(task, model, strategy) -> its scores by seed and example; raises UserError where examples differ."""
+    found: dict[tuple[str, str, str], list[Record]] = {}
+    for record in sorted(records, key=_key):
+        found.setdefault((record.task, record.model, record.strategy), []).append(record)
+    return {key: _cell(members) for key, members in found.items()}
+
+
+def require_same_examples(task: str, *lists: tuple[str, ...]) -> None:
+    """Raise UserError where runs of `task` that are to be compared were scored on other examples."""
+    if len(set(lists)) > 1:
+        raise UserError(
+            f"Runs of {task} were scored on different test examples, so they can't be compared: "
+            "delete the records made with other data or settings and run their cells again."
+        )
+
+
+def _cell(records: Sequence[Record]) -> Cell:
+    lists = [tuple(score.example for score in record.scores) for record in records]
+    require_same_examples(records[0].task, *lists)
+    scores = np.stack([_values(record.scores) for record in records])
+    return Cell(seeds=tuple(record.seed for record in records), examples=lists[0], scores=scores)
+
+
+def _values(scores: Sequence[Score]) -> np.ndarray:
+    """Scores in [0, 1], [examples]; NaN where unscorable."""
+    return np.array([np.nan if score.outcome == "unscorable" else score.score for score in scores], dtype=float)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _entries(records: Sequence[Record], field: str, columns: list[str]) -> pd.DataFrame:
+    rows = [_identity(record) | dict(entry) for record in records for entry in getattr(record, field)]
+    frame = pd.DataFrame(rows, columns=None if rows else RUN)
+    return frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame.columns)])
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    return {"task": record.task, "model": record.model, "strategy": record.strategy, "seed": record.seed}
+
+
+def _key(record: Record) -> tuple[str, str, str, int]:
+    return record.task, record.model, record.strategy, record.seed

@@ -1,0 +1,61 @@
+"""How tasks, models and strategies are called and ordered in every table and figure.
+
+A name that isn't listed here is shown as it is, after the listed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+TASKS = {"banking77": "Banking77", "papillon": "PAPILLON", "hover": "HoVer"}
+MODELS = {
+    "meta-llama/Llama-3.1-8B-Instruct": "Llama 3.1 8B",
+    "Qwen/Qwen3-8B": "Qwen3 8B",
+    "Qwen/Qwen3-0.6B": "Qwen3 0.6B",
+    "smollm2-135m": "SmolLM2 135M",
+}
+PAPER_STRATEGIES = {
+    "vanilla": "Vanilla CoT",
+    "prompt_optimization": "MIPROv2",
+    "trajectory_grpo": "GRPO (trajectory)",
+    "module_grpo": "mmGRPO (module)",
+    "composition": "BetterTogether(PO, mmGRPO)",
+}
+STRATEGIES = PAPER_STRATEGIES | {"gepa": "GEPA", "fast_slow": "Fast-Slow"}
+
+STATISTICS = {  # of one GRPO step, by their key in a record's curve
+    "groups/kept": "groups kept",
+    "groups/dropped_no_variance": "groups dropped, equal rewards",
+    "calls/dropped": "calls dropped",
+    "format_failures": "format failures, % of runs",
+}
+
+SMOKE_STAMP = "SMOKE RUN: not a result"
+MISSING = "–"  # never a zero: a cell that wasn't run has no score
+
+
+def task(name: str) -> str:
+    return TASKS.get(name, name)
+
+
+def model(name: str) -> str:
+    return MODELS.get(name, name.rsplit("/", 1)[-1])
+
+
+def strategy(name: str) -> str:
+    return STRATEGIES.get(name, name)
+
+
+def statistic(key: str) -> str:
+    return STATISTICS.get(key, key.replace("/", " ").replace("_", " "))
+
+
+def ordered(names: Iterable[str], known: Mapping[str, str]) -> list[str]:
+    """Each of `names` once: the known ones in their order, then the others by alphabet."""
+    given = set(names)
+    return [name for name in known if name in given] + sorted(given - set(known))
+
+
+def file_stem(name: str, smoke: bool) -> str:
+    """File name without suffix; a smoke run can be told from its files' names."""
+    return f"{name}_smoke" if smoke else name

@@ -1,0 +1,130 @@
+"""Scores, cost, settings, groups and outcomes as tables. The claims have a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mmgrpo.records import Record
+from mmgrpo.report import frames, names, published, summary
+from mmgrpo.report.writers import Table, bounds, number, spread
+
+STAGES = {"hours_optimize": "Optimize, h", "hours_evaluate": "Evaluate, h", "hours": "In all, h"}
+TOKENS = {
+    "tokens_prompt": "Prompt, k tokens",
+    "tokens_prefilled": "Prefilled, k tokens",
+    "tokens_completion": "Completion, k tokens",
+    "tokens_trained": "Trained, k tokens",
+}
+
+
+def scores(records: Sequence[Record], *, seed: int = 0) -> Table:
+    """Table 1: strategies by task and model, published beside reproduced."""
+    numbers = summary.scores(records, seed=seed)
+    strategies = names.ordered({*names.PAPER_STRATEGIES, *numbers["strategy"]}, names.STRATEGIES)
+    shown = pd.DataFrame({("", "", "Strategy"): [names.strategy(name) for name in strategies]})
+    for (task, model), cell in numbers.groupby(["task", "model"], sort=False):
+        rows = cell.set_index("strategy").reindex(strategies)
+        head = names.task(task), names.model(model)
+        if rows["published_mean"].notna().any():
+            shown[*head, "published"] = [spread(row.published_mean, row.published_sd) for row in rows.itertuples()]
+        if rows["mean"].notna().any():
+            shown[*head, "reproduced"] = [_reproduced(row.mean, row.sd, row.low, row.high) for row in rows.itertuples()]
+            shown[*head, "seeds"] = [str(int(n)) if n > 0 else names.MISSING for n in rows["seeds"]]
+    caption = (
+        "Mean test score in points of 100 ± standard deviation over seeds, "
+        "[95% bootstrap interval over seeds and test examples]. "
+        f"{names.MISSING}: not run, or not published. Published: {published.source()}"
+    )
+    if (numbers["seeds"] == 1).any():
+        caption += " One seed has no deviation, and its interval covers the choice of test examples only."
+    return Table(
+        "table_scores", "Scores by strategy, task and model", caption, shown, numbers, frames.is_smoke(records)
+    )
+
+
+def cost(records: Sequence[Record]) -> Table:
+    """What a run takes: hours, tokens and memory, means over seeds."""
+    runs = frames.runs(records)
+    columns = [name for name in (*STAGES, *TOKENS, "peak_memory_gb") if name in runs]
+    numbers = runs.groupby(frames.CELL)[columns].mean().reset_index()
+    numbers = numbers.merge(runs.groupby(frames.CELL).size().rename("seeds").reset_index(), on=frames.CELL)
+    paper = published.cost().rename(columns={"hours": "published_hours", "hardware": "published_hardware"})
+    numbers = _in_order(numbers.merge(paper, on="strategy", how="left"))
+    shown = _heads(numbers)
+    for name, head in (STAGES | TOKENS).items():
+        if name in numbers:
+            unit = 1000 if name in TOKENS else 1
+            shown[head] = [number(value / unit, 1 if name in TOKENS else 2) for value in numbers[name]]
+    shown["Peak memory, GB"] = [number(value) for value in numbers["peak_memory_gb"]]
+    paper_cost = zip(numbers["published_hours"], numbers["published_hardware"], strict=True)
+    shown["Published, h"] = [
+        names.MISSING if pd.isna(hours) else f"{hours} on {hardware}" for hours, hardware in paper_cost
+    ]
+    shown["Seeds"] = [str(n) for n in numbers["seeds"]]
+    caption = (
+        "Wall-clock hours, thousands of tokens and peak memory of one run, means over seeds; "
+        f"machine: {_machines(records)}. The published hours are the paper's means over its tasks and 8B models."
+    )
+    return Table("table_cost", "Cost", caption, shown, numbers, frames.is_smoke(records))
+
+
+def groups(records: Sequence[Record]) -> Table | None:
+    """What became of rollouts and groups in training, means over steps and seeds; None where no run logged any."""
+    curve = frames.curve(records)
+    keys = names.ordered(
+        (key for key in curve if key.startswith(("groups/", "calls/")) or key == "format_failures"), names.STATISTICS
+    )
+    if not keys:
+        return None
+    by_run = curve.groupby(frames.RUN)[keys].mean().reset_index()
+    numbers = _in_order(by_run.groupby(frames.CELL)[keys].mean().reset_index())
+    shown = _heads(numbers)
+    for key in keys:
+        percent = 100 if key == "format_failures" else 1
+        shown[names.statistic(key).capitalize()] = [number(percent * value) for value in numbers[key]]
+    caption = f"Means of one training step over steps and seeds. {names.MISSING}: not logged by that strategy."
+    return Table("table_groups", "Groups in training", caption, shown, numbers, frames.is_smoke(records))
+
+
+def outcomes(records: Sequence[Record]) -> Table:
+    """How the test runs of the program ended, over all seeds."""
+    counts = ["examples", *frames.OUTCOMES]
+    numbers = _in_order(frames.runs(records).groupby(frames.CELL)[counts].sum().reset_index())
+    shown = _heads(numbers)
+    for name in counts:
+        shown["Test runs" if name == "examples" else name.capitalize()] = [str(n) for n in numbers[name]]
+    caption = (
+        "How the program's runs on test examples ended, summed over seeds. Interrupted: an output didn't parse. "
+        "Unscorable runs count neither as right nor as wrong; all others count in the score."
+    )
+    return Table("table_outcomes", "Outcomes of test runs", caption, shown, numbers, frames.is_smoke(records))
+
+
+def _reproduced(mean: float, sd: float, low: float, high: float) -> str:
+    return f"{spread(mean, sd)} {bounds(low, high)}" if mean == mean else names.MISSING
+
+
+def _heads(numbers: pd.DataFrame) -> pd.DataFrame:
+    """The first columns of a table with one row a cell: task, model, strategy as displayed."""
+    display = {"task": names.task, "model": names.model, "strategy": names.strategy}
+    return pd.DataFrame({name.capitalize(): [show(value) for value in numbers[name]] for name, show in display.items()})
+
+
+def _in_order(numbers: pd.DataFrame) -> pd.DataFrame:
+    known = {"task": names.TASKS, "model": names.MODELS, "strategy": names.STRATEGIES}
+    order = {column: names.ordered(numbers[column], listed) for column, listed in known.items()}
+    return numbers.sort_values(frames.CELL, key=lambda column: column.map(order[column.name].index), ignore_index=True)
+
+
+def _machines(records: Sequence[Record]) -> str:
+    """Each machine of the records once: its GPU where it has one, otherwise its processor and cores."""
+    found = {
+        str(
+            record.machine.get("gpu")
+            or f"{record.machine.get('cpu', 'unknown')}, {record.machine.get('cores', '?')} cores"
+        )
+        for record in records
+    }
+    return "; ".join(sorted(found))

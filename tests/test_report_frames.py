@@ -1,0 +1,76 @@
+"""Records as frames: one row a run, an example, a step; what can't be compared is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from record_factory import curve, record
+
+from mmgrpo.errors import UserError
+from mmgrpo.records import Score
+from mmgrpo.report import frames
+
+
+def test_runs_have_points_hours_and_outcomes():
+    row = frames.runs(
+        [record([1.0, 0.0, 0.5, 0.0], outcomes=["completed", "interrupted", "completed", "unscorable"])]
+    ).iloc[0]
+    assert row["score"] == 50  # of the three that could be scored
+    assert row["hours"] == 0.75  # 1800 and 900 seconds
+    assert row["hours_optimize"] == 0.5
+    assert (row["completed"], row["interrupted"], row["crashed"], row["unscorable"]) == (2, 1, 0, 1)
+    assert row["tokens_prompt"] == 4000
+
+
+def test_examples_keep_their_order_and_the_parts_of_their_metric():
+    scores = (Score("a", 1.0, "completed", {"leakage": 0.5}), Score("b", 0.0, "unscorable", {}))
+    frame = frames.examples([dataclasses.replace(record(), scores=scores)])
+    assert frame["example"].tolist() == ["a", "b"]
+    assert frame["score"].iloc[0] == 1 and np.isnan(frame["score"].iloc[1])
+    assert frame["detail_leakage"].iloc[0] == 0.5
+
+
+def test_curve_has_a_row_a_step_and_missing_keys_are_missing():
+    frame = frames.curve(
+        [record(seed=0, curve=curve([0.1, 0.2], **{"groups/kept": 3.0})), record(seed=1, curve=curve([0.3]))]
+    )
+    assert frame["reward"].tolist() == [0.1, 0.2, 0.3]
+    assert frame["groups/kept"].isna().tolist() == [False, False, True]
+
+
+def test_validation_by_step_and_by_trial_share_a_frame():
+    frame = frames.validation([record(validation=({"step": 8, "score": 0.5}, {"trial": 1, "score": 0.25}))])
+    assert frame["step"].isna().tolist() == [False, True]
+    assert frame["score"].tolist() == [0.5, 0.25]
+
+
+def test_records_without_curve_give_an_empty_frame_with_its_columns():
+    assert frames.curve([record()]).empty
+    assert {"task", "step", "reward"} <= set(frames.curve([record()]).columns)
+
+
+def test_cells_stack_seeds_in_order():
+    cell = frames.cells([record([0.0, 1.0], seed=5), record([1.0, 0.0], seed=2)])[
+        "banking77", "smollm2-135m", "vanilla"
+    ]
+    assert cell.seeds == (2, 5)
+    assert cell.scores.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_seeds_on_other_examples_are_refused():
+    with pytest.raises(UserError, match="different test examples"):
+        frames.cells([record([1.0, 0.0], seed=0), record([1.0, 0.0, 1.0], seed=1)])
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        ([], "no records"),
+        ([record(), record(profile="gpu", seed=1)], r"2 profiles \(gpu, laptop\)"),
+        ([record(), record()], "2 records of one run"),
+        ([record(scores=())], "no test scores"),
+    ],
+)
+def test_check_refuses(records, sentence):
+    with pytest.raises(UserError, match=sentence):
+        frames.check(records)

@@ -1,0 +1,242 @@
+"""Tables of known records, and the paper's numbers against what the paper says of them."""
+
+import pandas as pd
+import pytest
+from record_factory import curve, record
+
+from mmgrpo.report import claims, names, published, settings_table, summary, tables, writers
+from mmgrpo.report.claims import Claim
+
+QWEN = "Qwen/Qwen3-8B"
+OURS = "Banking77", "Qwen3 8B", "reproduced"
+
+
+def column(table, *head):
+    """A column of a shown table, by strategy."""
+    return dict(zip(table.shown.iloc[:, 0], table.shown[head if len(head) > 1 else head[0]], strict=True))
+
+
+def row(table, claim):
+    """The first row of the claims table that begins with `claim`."""
+    return next(row for row in table.shown.to_dict("records") if row["Claim"] == claim)
+
+
+# The paper's numbers
+
+
+def test_published_means_agree_with_the_averages_that_the_paper_states():
+    means = published.results().groupby("strategy")["mean"].agg(["mean", "size"])
+    for strategy, average in published.averages().items():
+        assert means.loc[strategy, "size"] == 6
+        assert means.loc[strategy, "mean"] == pytest.approx(average, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("claim", "percent"),
+    [
+        (Claim("module_grpo", "vanilla"), 7),
+        (Claim("prompt_optimization", "vanilla"), 6),
+        (Claim("composition", "vanilla"), 11),
+        (Claim("composition", "prompt_optimization"), 5),
+        (Claim("composition", "module_grpo"), 3),
+    ],
+)
+def test_published_gains_are_those_that_the_paper_claims(claim, percent):
+    gain, pairs = claims.published_gain(claim)
+    assert round(gain) == percent
+    assert pairs == 6
+
+
+def test_every_published_number_names_its_source():
+    assert published.results()["source"].str.startswith("arXiv 2508.04660 v2, ").all()
+    assert published.results().query("strategy == 'trajectory_grpo'")["mean"].tolist() == [75.3]
+
+
+# Scores
+
+
+def test_scores_show_mean_deviation_and_seeds_beside_the_published():
+    table = tables.scores([record([1.0, 1.0], seed=0, model=QWEN), record([1.0, 0.0], seed=1, model=QWEN)])
+    # One replicate in 16 draws seed 1 and its second example twice each, and scores zero: more than 2.5%.
+    assert column(table, *OURS)["Vanilla CoT"] == "75.0 ± 35.4 [0.0, 100.0]"
+    assert column(table, "Banking77", "Qwen3 8B", "published")["Vanilla CoT"] == "64.6 ± 1.2"
+    assert column(table, "Banking77", "Qwen3 8B", "seeds")["Vanilla CoT"] == "2"
+
+
+def test_missing_cells_are_dashes_and_a_zero_is_a_zero():
+    shown = column(tables.scores([record([0.0, 0.0], model=QWEN)]), *OURS)
+    assert shown["Vanilla CoT"] == "0.0 [0.0, 0.0]"
+    assert {shown[name] for name in shown if name != "Vanilla CoT"} == {names.MISSING}
+    assert list(shown) == list(names.PAPER_STRATEGIES.values())
+
+
+def test_published_trajectory_score_stands_without_deviation():
+    table = tables.scores([record(task="hover", model=QWEN)])
+    assert column(table, "HoVer", "Qwen3 8B", "published")["GRPO (trajectory)"] == "75.3"
+
+
+def test_model_without_published_numbers_has_no_published_column():
+    heads = list(tables.scores([record()]).shown.columns)
+    assert ("Banking77", "SmolLM2 135M", "reproduced") in heads
+    assert ("Banking77", "SmolLM2 135M", "published") not in heads
+    assert ("Banking77", "Qwen3 8B", "reproduced") not in heads
+
+
+def test_summary_is_missing_where_nothing_was_run():
+    frame = summary.scores([record(model=QWEN)]).set_index(["model", "strategy"])
+    assert frame.loc[(QWEN, "vanilla"), "mean"] == 50
+    assert pd.isna(frame.loc[(QWEN, "composition"), "mean"])
+    assert frame.loc[(QWEN, "composition"), "seeds"] == 0
+
+
+# Claims
+
+
+def test_claim_holds_where_every_example_gains():
+    table = claims.build([record([0.5] * 8), record([0.75] * 8, strategy="module_grpo")])
+    found = row(table, "mmGRPO (module) over Vanilla CoT")
+    assert found["Ours, points"] == "+25.0 [+25.0, +25.0]"
+    assert found["Ours, %"] == "+50.0 [+50.0, +50.0]"
+    assert found["Published, %"] == "+7.4 (6 pairs)"
+    assert found["Verdict"] == "holds"
+
+
+def test_claim_fails_where_every_example_loses_and_is_undecided_where_none_changes():
+    table = claims.build(
+        [record([0.5] * 8), record([0.25] * 8, strategy="module_grpo"), record([0.5] * 8, strategy="composition")]
+    )
+    assert row(table, "mmGRPO (module) over Vanilla CoT")["Ours, points"] == "−25.0 [−25.0, −25.0]"
+    assert row(table, "mmGRPO (module) over Vanilla CoT")["Verdict"] == "does not hold"
+    assert row(table, "BetterTogether(PO, mmGRPO) over Vanilla CoT")["Verdict"] == "undecided"
+
+
+def test_claim_about_a_strategy_that_was_not_run_says_so():
+    found = row(claims.build([record()]), "MIPROv2 over Vanilla CoT")
+    assert found["Verdict"] == "not run"
+    assert found["Ours, points"] == found["Ours, %"] == found["Seeds"] == names.MISSING
+
+
+def test_claim_compares_only_the_seeds_that_both_have():
+    base = [record([0.5] * 4, seed=0), record([0.0] * 4, seed=1)]
+    found = row(
+        claims.build([*base, record([1.0] * 4, seed=0, strategy="module_grpo")]), "mmGRPO (module) over Vanilla CoT"
+    )
+    assert found["Ours, points"] == "+50.0 [+50.0, +50.0]"
+    assert found["Seeds"] == "1"
+
+
+def test_claim_over_two_tasks_has_their_average_first():
+    new = [record([0.75] * 4, strategy="module_grpo"), record([0.625] * 4, strategy="module_grpo", task="hover")]
+    table = claims.build([record([0.5] * 4), record([0.5] * 4, task="hover"), *new])
+    rows = table.shown[table.shown["Claim"] == "mmGRPO (module) over Vanilla CoT"]
+    assert [text.split()[0] for text in rows["Ours, points"]] == ["+18.8", "+25.0", "+12.5"]
+    assert rows["Ours on"].tolist() == [
+        "average of 2 task and model pairs",
+        "Banking77, SmolLM2 135M",
+        "HoVer, SmolLM2 135M",
+    ]
+
+
+def test_smoke_run_gets_no_verdict():
+    table = claims.build([record([0.0] * 4, smoke=True), record([1.0] * 4, strategy="module_grpo", smoke=True)])
+    assert row(table, "mmGRPO (module) over Vanilla CoT")["Verdict"] == "not a result (smoke)"
+
+
+# Cost, groups, outcomes, settings
+
+
+def test_cost_is_the_mean_over_seeds():
+    slow = record(seed=1, seconds={"optimize": 5400.0, "evaluate": 900.0})
+    found = tables.cost([record(seed=0), slow]).shown.iloc[0]
+    assert found["Optimize, h"] == "1.00"  # of 0.5 and 1.5
+    assert found["In all, h"] == "1.25"
+    assert found["Prompt, k tokens"] == "4.0"
+    assert found["Seeds"] == "2"
+
+
+def test_cost_names_the_published_hours_and_their_hardware():
+    assert tables.cost([record(strategy="module_grpo")]).shown["Published, h"].tolist() == ["18.7 on 2 x H100"]
+    assert tables.cost([record()]).shown["Published, h"].tolist() == [names.MISSING]
+
+
+def test_groups_average_steps_and_tolerate_what_was_not_logged():
+    logged = record(strategy="module_grpo", curve=curve([0.1, 0.2], **{"groups/kept": 3.0, "calls/dropped": 1.0}))
+    bare = record(strategy="trajectory_grpo", curve=({"step": 1, "reward": 0.5},))
+    shown = tables.groups([logged, bare]).shown.set_index("Strategy")
+    assert shown.loc["mmGRPO (module)", "Groups kept"] == "3.0"
+    assert shown.loc["mmGRPO (module)", "Format failures, % of runs"] == "25.0"
+    assert shown.loc["GRPO (trajectory)", "Groups kept"] == names.MISSING
+    assert tables.groups([record()]) is None
+
+
+def test_outcomes_are_counted_over_seeds():
+    ends = ["completed", "interrupted"]
+    found = tables.outcomes([record(outcomes=ends, seed=0), record(outcomes=ends, seed=1)]).shown.iloc[0]
+    assert (found["Test runs"], found["Completed"], found["Interrupted"], found["Unscorable"]) == ("4", "2", "2", "0")
+
+
+def test_settings_show_who_used_which_value_beside_the_papers():
+    records = [
+        record(settings={"grpo": {"steps": 24}}),
+        record(strategy="module_grpo", settings={"grpo": {"steps": 48, "beta": 0.0}}),
+    ]
+    found = {
+        (entry["Setting"], entry["Value"]): entry for entry in settings_table.build(records).shown.to_dict("records")
+    }
+    assert found["grpo.steps", "24"]["Runs"] == "Vanilla CoT"
+    assert found["grpo.steps", "48"]["Paper"] == "750"
+    assert found["grpo.beta", "0"]["Paper"] == "0.01 (Qwen3 8B), 0.04 (Llama 3.1 8B)"
+    assert found["origin.commit", "abc1234"]["Runs"] == "all"
+
+
+def test_settings_are_displayed_plainly():
+    flat = settings_table.flatten({"a": {"rate": 1e-5, "on": True, "none": None, "list": [1, 2.5]}})
+    assert flat == {"a.rate": "1e-5", "a.on": "yes", "a.none": "none", "a.list": "1, 2.5"}
+
+
+# Files
+
+
+def test_smoke_is_said_in_file_names_titles_captions_and_rows(tmp_path):
+    files = writers.write(tables.scores([record(), record(seed=1, smoke=True)]), tmp_path)
+    assert [file.name for file in files] == [
+        "table_scores_smoke.md",
+        "table_scores_smoke.tex",
+        "table_scores_smoke.csv",
+    ]
+    for file in files[:2]:
+        assert file.read_text(encoding="utf-8").count(names.SMOKE_STAMP) == 2  # title and caption
+    assert (pd.read_csv(files[2])["stamp"] == names.SMOKE_STAMP).all()
+
+
+def test_table_of_a_real_run_says_nothing_of_smoke(tmp_path):
+    for file in writers.write(tables.scores([record()]), tmp_path):
+        assert "smoke" not in file.name
+        assert "SMOKE" not in file.read_text(encoding="utf-8")
+
+
+def test_csv_has_the_numbers_behind_the_text(tmp_path):
+    frame = pd.read_csv(writers.write(tables.scores([record([1.0, 0.0, 0.0])]), tmp_path)[2])
+    assert frame.loc[frame["model"] == "smollm2-135m", "mean"].tolist() == [33.3333]
+
+
+def test_markdown_rows_have_as_many_cells_as_heads():
+    lines = [line for line in writers.markdown(tables.scores([record()])).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 5
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_latex_escapes_text_and_has_one_tabular_a_task():
+    text = writers.latex(tables.scores([record(), record(task="hover")]))
+    assert "95\\% bootstrap" in text and "$\\pm$" in text
+    assert "±" not in text and "–" not in text
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 2
+    assert "\\multicolumn{4}{c}{Banking77}" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [(1.25, False, "1.2"), (-0.04, True, "0.0"), (-3.0, True, "−3.0"), (2.0, True, "+2.0"), (float("nan"), True, "–")],
+)
+def test_numbers_are_written_for_readers(value, sign, text):
+    assert writers.number(value, sign=sign) == text

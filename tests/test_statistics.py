@@ -1,0 +1,121 @@
+"""Means, bootstrap intervals and verdicts, on arrays small enough to check by hand."""
+
+import numpy as np
+import pytest
+
+from mmgrpo.report.statistics import Interval, Pair, gain, mean_and_sd, mean_interval, verdict
+
+NAN = float("nan")
+
+
+def test_mean_and_sd_are_over_seeds_in_points():
+    mean, sd = mean_and_sd(np.array([[1.0, 0.0], [1.0, 1.0]]))  # seeds score 50 and 100
+    assert mean == 75
+    assert sd == pytest.approx(35.3553, abs=1e-4)  # 50 / sqrt(2)
+
+
+def test_one_seed_has_no_deviation():
+    mean, sd = mean_and_sd(np.array([[1.0, 0.0, 0.0, 0.0]]))
+    assert mean == 25
+    assert np.isnan(sd)
+
+
+def test_unscorable_examples_count_neither_as_right_nor_as_wrong():
+    assert mean_and_sd(np.array([[1.0, NAN, 0.0]]))[0] == 50
+
+
+def test_interval_without_variance_is_the_mean():
+    assert mean_interval(np.ones((3, 5))) == Interval(100, 100, 100)
+
+
+def test_examples_are_resampled():
+    # Of two examples, 1 and 0, a quarter of the replicates draws only the one and a quarter only the other.
+    assert mean_interval(np.array([[1.0, 0.0]])) == Interval(50, 0, 100)
+
+
+def test_seeds_are_resampled():
+    assert mean_interval(np.array([[1.0] * 6, [0.0] * 6])) == Interval(50, 0, 100)
+
+
+def test_seeds_that_agree_add_no_certainty_about_the_examples():
+    one = np.array([[1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0]])
+    alone, thrice = mean_interval(one), mean_interval(np.repeat(one, 3, axis=0))
+    assert (thrice.low, thrice.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_interval_has_the_width_of_the_normal_approximation():
+    half_right = np.tile([1.0, 0.0], 200)[None]  # standard error 100 * sqrt(0.25 / 400) = 2.5 points, times 1.96
+    interval = mean_interval(half_right)
+    assert interval.low == pytest.approx(45.1, abs=0.6)
+    assert interval.high == pytest.approx(54.9, abs=0.6)
+
+
+def test_interval_is_reproducible_by_seed_and_differs_between_seeds():
+    scores = np.random.default_rng(1).random((3, 40))
+    assert mean_interval(scores, seed=4) == mean_interval(scores, seed=4)
+    assert mean_interval(scores, seed=0) != mean_interval(scores, seed=1)
+
+
+def test_tasks_have_random_streams_of_their_own():
+    scores = np.random.default_rng(1).random((1, 40))
+    assert mean_interval(scores, task="hover") != mean_interval(scores, task="papillon")
+
+
+def test_gain_resamples_both_strategies_together():
+    base = np.array([[0.0, 0.25, 0.5, 0.75]] * 2)
+    result = gain([Pair("t", "m", base + 0.25, base)])  # each example gains 25 points, whichever are drawn
+    assert (result.points.estimate, result.points.low, result.points.high) == pytest.approx((25, 25, 25))
+    assert result.relative.estimate == pytest.approx(100 * 25 / 37.5)
+
+
+def test_relative_gain_of_an_average_is_that_of_the_averages():
+    pairs = [
+        Pair("a", "m", np.full((1, 4), 0.6), np.full((1, 4), 0.5)),
+        Pair("b", "m", np.full((1, 4), 0.4), np.full((1, 4), 0.1)),
+    ]
+    result = gain(pairs)  # averages 50 and 30
+    assert result.points.estimate == pytest.approx(20)
+    assert result.relative.estimate == pytest.approx(100 * 20 / 30)
+
+
+def test_example_unscorable_on_one_side_counts_on_neither():
+    new, base = np.array([[1.0, 1.0, 0.0]]), np.array([[NAN, 1.0, 0.0]])
+    assert gain([Pair("t", "m", new, base)]).points == Interval(0, 0, 0)
+
+
+def test_relative_gain_over_zero_is_missing():
+    result = gain([Pair("t", "m", np.ones((1, 3)), np.zeros((1, 3)))])
+    assert result.points.estimate == 100
+    assert np.isnan([result.relative.estimate, result.relative.low, result.relative.high]).all()
+
+
+def test_relative_gain_has_no_bounds_where_a_replicate_draws_a_base_of_zero():
+    relative = gain([Pair("t", "m", np.array([[1.0, 1.0]]), np.array([[1.0, 0.0]]))]).relative
+    assert relative.estimate == 100
+    assert np.isnan([relative.low, relative.high]).all()
+
+
+def test_nothing_scorable_has_no_mean_and_no_interval():
+    interval = mean_interval(np.full((1, 3), NAN))
+    assert np.isnan([interval.estimate, interval.low, interval.high]).all()
+
+
+def test_pair_of_other_shapes_is_refused():
+    with pytest.raises(ValueError, match="same seeds and examples"):
+        gain([Pair("t", "m", np.ones((2, 3)), np.ones((1, 3)))])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.1, 5.0, "holds"),
+        (-5.0, -0.1, "does not hold"),
+        (-1.0, 1.0, "undecided"),
+        (0.0, 5.0, "undecided"),
+        (-5.0, 0.0, "undecided"),
+        (1e-14, 5.0, "undecided"),  # rounding, not a gain
+        (NAN, NAN, "undecided"),
+    ],
+)
+def test_verdict_follows_the_bounds(low, high, expected):
+    assert verdict(Interval(1.0, low, high)) == expected
