@@ -85,6 +85,13 @@ class MIPROSettings(Settings):
     temperature: float = Field(1.0, gt=0)  # of the proposer
 
 
+class FastSlowSettings(Settings):
+    """Prompts and weights in turns, under the rollout budget of `GRPOSettings`; all values our choice."""
+
+    rounds: int = Field(3, ge=2)
+    trials: int = Field(3, gt=0)  # of MIPROv2, each round
+
+
 class TaskSettings(Settings):
     """What one task changes of its profile."""
 
@@ -107,6 +114,7 @@ class Profile(Settings):
     sampling: SamplingSettings = SamplingSettings()
     grpo: GRPOSettings = GRPOSettings()
     mipro: MIPROSettings = MIPROSettings()
+    fast_slow: FastSlowSettings = FastSlowSettings()
     models_grpo: dict[str, dict] = {}  # what a model changes of `grpo`, as the paper does for Llama 3.1
     models_sampling: dict[str, dict] = {}  # likewise of `sampling`
 

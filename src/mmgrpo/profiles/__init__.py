@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from mmgrpo import paths
+from mmgrpo import paths, settings
 from mmgrpo.errors import UserError, nearest
 from mmgrpo.settings import Profile
 
@@ -27,7 +27,12 @@ def load(name: str) -> Profile:
 def parse(file: Path) -> Profile:
     """Read one profile file."""
     try:
-        return Profile(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        profile = Profile(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        for model in profile.models:  # what models and tasks change is checked with what they change
+            profile.sampling_for(model)
+            for task in profile.tasks:
+                profile.grpo_for(task, model)
+        return profile
     except (ValidationError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{file.name}: {_first_problem(error)}") from None
 
@@ -38,7 +43,7 @@ def _first_problem(error: Exception) -> str:
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        model = _model_at(Profile, problem["loc"][:-1])
+        model = _model_at(getattr(settings, error.title), problem["loc"][:-1])
         return f"unknown key {place!r}; {nearest(str(problem['loc'][-1]), list(model.model_fields))}."
     return f"{place}: {problem['msg'].removeprefix('Value error, ')} (given: {problem.get('input')!r})."
 

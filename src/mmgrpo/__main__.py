@@ -1,0 +1,75 @@
+"""The command line: `python -m mmgrpo grid | report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from mmgrpo.errors import UserError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def grid(profile: str = "laptop", tasks: str = "banking77") -> None:
+    """Run every cell of PROFILE on TASKS (names with commas, or `all`), then write tables and figures."""
+    from mmgrpo import profiles
+
+    settings = profiles.load(profile)  # before the slow imports, so that a typo is answered at once
+    from mmgrpo import cells
+    from mmgrpo import grid as running
+    from mmgrpo.policy import EMBEDDED
+
+    todo = cells.expand(settings, cells.chosen_tasks(settings, tasks))
+    for model in {cell.model for cell in todo} & set(EMBEDDED):
+        print(f"Embedded language model: {EMBEDDED[model]()}", flush=True)
+    failures = running.run(todo)
+    if len(failures) < len(todo):
+        _say_files(running.write_report(profile))
+    if failures:
+        lines = [f"  {failure.cell.name}: {failure.reason}" for failure in failures]
+        raise UserError("\n".join([f"{len(failures)} of {len(todo)} cells failed; the same command runs them again:", *lines]))
+
+
+@app.command()
+def report(profile: str = "laptop") -> None:
+    """Write tables and figures of PROFILE from its records."""
+    from mmgrpo import profiles
+
+    profiles.load(profile)
+    from mmgrpo import grid as running
+
+    _say_files(running.write_report(profile))
+
+
+def _say_files(files: list) -> None:
+    from mmgrpo import paths
+
+    print(f"{len(files)} tables and figures in {paths.figures()}", flush=True)
+    for file in files:
+        if file.suffix == ".md" and "scores" in file.name:
+            print(file.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one sentence on stderr and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except UserError as error:
+        print(f"mmgrpo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if getattr(stop, "code", 130) != 130:  # typer exits with 130 after an interrupt
+            raise
+        print("mmgrpo: interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Cells of a study: one task, model, strategy and seed each, with what they need and where they write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mmgrpo import paths, policy, profiles, tasks
+from mmgrpo.errors import UserError, nearest
+from mmgrpo.settings import Profile
+
+NOTEBOOK_OF = {
+    "vanilla": "01_vanilla.ipynb",
+    "prompt_optimization": "02_prompt_optimization.ipynb",
+    "trajectory_grpo": "03_trajectory_grpo.ipynb",
+    "module_grpo": "04_module_grpo.ipynb",
+    "composition": "05_composition.ipynb",
+}
+NEEDS = {"composition": ("prompt_optimization",)}  # strategies whose record another one starts from
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    profile: str
+    task: str
+    model: str
+    strategy: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} · {self.model} · {self.strategy} · seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell's record, checkpoints and executed notebook lie."""
+        return paths.results() / self.profile / self.task / self.model.replace("/", "--") / self.strategy / f"seed-{self.seed}"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "record.json"
+
+    @property
+    def notebook(self) -> Path:
+        return paths.NOTEBOOKS / NOTEBOOK_OF[self.strategy]
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        return tuple(Cell(self.profile, self.task, self.model, strategy, self.seed) for strategy in NEEDS.get(self.strategy, ()))
+
+    def fingerprint(self) -> str:
+        """Hash of all that the cell's record depends on: settings, library, data, adapter and the cells it needs."""
+        profile = profiles.load(self.profile)
+        parts = [
+            self.task, self.model, self.strategy, self.seed,
+            profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
+            profile.grpo_for(self.task, self.model).model_dump(), profile.sampling_for(self.model).model_dump(),
+            profile.mipro.model_dump(), library_hash(), str(paths.local_data()), [cell.fingerprint() for cell in self.needs],
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cell(profile: str, task: str, model: str, strategy: str, seed: int) -> Cell:
+    """A checked cell; raises UserError naming what is allowed."""
+    settings = profiles.load(profile)
+    tasks.get(task)
+    if task not in settings.tasks:
+        raise UserError(f"The profile {profile} has no task {task!r}; {nearest(task, list(settings.tasks))}.")
+    if model not in policy.names():
+        raise UserError(f"Unknown model {model!r}; {nearest(model, policy.names())}.")
+    if strategy not in NOTEBOOK_OF:
+        raise UserError(f"Unknown strategy {strategy!r}; {nearest(strategy, list(NOTEBOOK_OF))}.")
+    return Cell(profile, task, model, strategy, seed)
+
+
+def expand(profile: Profile, only_tasks: Sequence[str]) -> list[Cell]:
+    """All cells of a profile on `only_tasks`, each after the cells that it needs."""
+    return [
+        cell(profile.name, task, model, strategy, seed)
+        for task in only_tasks
+        for model in profile.models
+        for seed in profile.seeds
+        for strategy in sorted(profile.strategies, key=list(NOTEBOOK_OF).index)
+    ]
+
+
+def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
+    """The tasks that `wanted` names: `all`, or a comma-separated list."""
+    if wanted == "all":
+        return list(profile.tasks)
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if name not in profile.tasks:
+            raise UserError(f"The profile {profile.name} has no task {name!r}; {nearest(name, ['all', *profile.tasks])}.")
+    if not names:
+        raise UserError(f"No task was named; {nearest('', ['all', *profile.tasks])}.")
+    return list(dict.fromkeys(names))
+
+
+@cache
+def library_hash() -> str:
+    """Hash of the library's files, its notebooks, its embedded data and adapter."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    files = [f for f in package.glob("**/*.py") if "report" not in f.parts]
+    files += [*paths.NOTEBOOKS.glob("*.ipynb"), *paths.DATA.glob("**/*.csv"), *paths.DATA.glob("**/*.safetensors")]
+    for file in sorted(files):
+        digest.update(file.name.encode() + (_sources(file) if file.suffix == ".ipynb" else file.read_bytes()))
+    return digest.hexdigest()[:16]
+
+
+def _sources(notebook: Path) -> bytes:
+    """The code of a notebook; its outputs don't count."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").encode()

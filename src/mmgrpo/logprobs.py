@@ -1,0 +1,62 @@
+"""Log-probabilities of sampled tokens under a model, every shared prefix computed once.
+
+Rows are merged into a prefix tree and run as one packed sequence; logits are computed only at nodes that
+predict a completion token. Exact: the same numbers and gradients as each row alone, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgrpo import prefix_tree
+from mmgrpo.tree_attention import NAME, TreeBlocks, forward_arguments
+
+
+def completion_logprobs(model, rows: Sequence) -> Tensor:
+    """Log-probabilities of all completion tokens of `rows`, one after the other: [sum of completion lengths].
+
+    Each row has `prompt_ids`, `completion_ids` (neither empty) and `temperature`, by which its logits are divided.
+    The last completion token is predicted but never an input, so it is no node of the tree.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
+    if base.config._attn_implementation != NAME:
+        return torch.cat([_alone(model, row, ids) for row, ids in zip(rows, inputs, strict=True)])
+    tree = prefix_tree.build(inputs)
+    predicting = [path[len(row.prompt_ids) - 1 :] for row, path in zip(rows, tree.paths, strict=True)]
+    nodes, place = np.unique(np.concatenate(predicting), return_inverse=True)
+    device = base.device
+    logits = model(
+        input_ids=torch.from_numpy(tree.tokens)[None].to(device),
+        position_ids=torch.from_numpy(tree.positions)[None].to(device),
+        logits_to_keep=torch.from_numpy(nodes).to(device),
+        **forward_arguments(TreeBlocks(tree, device), base),
+    ).logits[0]
+    targets = torch.tensor([token for row in rows for token in row.completion_ids], device=device)
+    temperatures = torch.tensor([row.temperature for row in rows for _ in row.completion_ids], device=device)
+    return _select(logits, torch.from_numpy(place).to(device), targets, temperatures)
+
+
+def _select(logits: Tensor, place: Tensor, targets: Tensor, temperatures: Tensor) -> Tensor:
+    """log softmax(logits[place] / temperature)[target], normalising each distinct (node, temperature) once."""
+    out = torch.empty(len(targets), device=logits.device)
+    for temperature in temperatures.unique():
+        chosen = (temperatures == temperature).nonzero().squeeze(1)
+        scaled = logits.float() / temperature
+        normaliser = scaled.logsumexp(-1)
+        out = out.index_put((chosen,), scaled[place[chosen], targets[chosen]] - normaliser[place[chosen]])
+    return out
+
+
+def _alone(model, row, ids: Sequence[int]) -> Tensor:
+    """The same for one row without a tree, for architectures that it can't serve."""
+    device = next(model.parameters()).device
+    keep = torch.arange(len(row.prompt_ids) - 1, len(ids), device=device)
+    logits = model(input_ids=torch.tensor([ids], device=device), logits_to_keep=keep, use_cache=False).logits[0]
+    targets = torch.tensor(row.completion_ids, device=device)
+    scaled = logits.float() / row.temperature
+    return scaled[torch.arange(len(targets), device=device), targets] - scaled.logsumexp(-1)

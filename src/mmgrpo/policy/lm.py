@@ -1,0 +1,112 @@
+"""The policy as a DSPy language model: an engine that batches concurrent calls and keeps what it sampled."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from pathlib import Path
+
+import dspy
+from dspy.lm15 import ContextLengthError, Message, Request, Response, TextPart, Usage
+
+from mmgrpo.policy.batcher import Batcher
+from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
+from mmgrpo.policy.sampler import Completion, SamplingRequest, TreeSampler
+from mmgrpo.settings import PolicySettings
+from mmgrpo.trajectory import Call
+
+
+class PolicyEngine:
+    """DSPy's custom-engine interface over a sampler. Thread-safe; copies of a program share it."""
+
+    def __init__(self, sampler: TreeSampler, tokenizer, settings: PolicySettings, seed: int):
+        self.sampler = sampler
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.seed = seed
+        self.batcher: Batcher[SamplingRequest, Completion] = Batcher(sampler.generate)
+        self.adapters: dict[str, str] = {}  # module name to adapter, where modules have their own
+        self.folders: dict[str, Path] = {}  # adapters that have a language model of their own, by tag
+        self.tokens: Counter[str] = Counter()  # prompt and completion tokens so far
+        self._repeats: Counter[tuple] = Counter()  # of a prompt outside any rollout, so that repeats differ
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict) -> PolicyEngine:
+        return self
+
+    def complete(self, request: Request) -> Response:
+        """Answer one request; raises ContextLengthError where prompt and completion don't fit the context."""
+        recorder: Recorder | None = dspy.settings.get(SETTING)
+        prompt_ids = self.render(request)
+        begun = recorder.begin() if recorder is not None else None
+        config = request.config
+        limit = config.max_tokens or self.settings.max_tokens
+        if len(prompt_ids) + limit > self.settings.context:
+            raise ContextLengthError(
+                f"The prompt of {begun[1] if begun else 'a call outside any module'} has {len(prompt_ids)} tokens; with "
+                f"max_tokens {limit} that is over the context of {self.settings.context}: shorten the input or raise `context`."
+            )
+        temperature = 0.0 if config.temperature is None else config.temperature
+        tag = request.model.partition("@")[2]
+        completion = self.batcher.ask(
+            SamplingRequest(
+                prompt_ids=prompt_ids,
+                max_tokens=limit,
+                temperature=temperature,
+                top_p=1.0 if config.top_p is None else config.top_p,
+                top_k=config.top_k,
+                seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature),
+                weights=self.folders[tag] if tag else None,
+                adapter=self.adapters.get(begun[1], "default") if begun and not tag else "default",
+            )
+        )
+        text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
+        with self._lock:
+            self.tokens.update(prompt=len(prompt_ids), completion=len(completion.ids), calls=1)
+        if begun:
+            slot, module, invocation, _ = begun
+            status = "truncated" if completion.finish == "length" else "unread"
+            call = Call(module, invocation, prompt_ids, completion.ids, completion.logprobs, temperature, text, status, 0.0)
+            recorder.end(slot, call)
+        return Response(
+            id=None,
+            model=request.model,
+            message=Message.assistant([TextPart(text)]),
+            finish_reason=completion.finish,
+            usage=Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.ids)),
+        )
+
+    def render(self, request: Request) -> tuple[int, ...]:
+        """The exact prompt token ids of a request, by the tokenizer's chat template."""
+        messages = [{"role": "system", "content": request.system}] if request.system else []
+        messages += [{"role": message.role, "content": message.text} for message in request.messages]
+        rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    def _outside_seed(self, prompt_ids: tuple[int, ...], temperature: float) -> int:
+        with self._lock:
+            self._repeats[prompt_ids] += 1
+            return seed_of(self.seed, prompt_ids, temperature, self._repeats[prompt_ids])
+
+
+class PolicyLM(dspy.LM):
+    """A `dspy.LM` whose tokens are kept for training.
+
+    Without `weights` it answers with the policy's weights as they are at the time; with a PEFT folder it goes on
+    answering with that adapter (or the one of its subfolder `adapter`), whatever is trained later.
+    """
+
+    def __init__(self, policy, weights: Path | None = None, adapter: str = "default", **sampling):
+        folder = None if weights is None else weights if adapter == "default" else weights / adapter
+        tag = "" if folder is None else f"@{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        # A cache would not know which weights answered, and a retry would sample a reply that nothing recorded.
+        super().__init__(model=f"local/{policy.name}{tag}", engine=policy.engine, cache=False, num_retries=0, **sampling)
+        self.policy = policy
+        self.weights = weights
+        if folder is not None:
+            policy.engine.folders[tag[1:]] = folder
+
+    def with_weights(self, weights: Path, adapter: str = "default") -> PolicyLM:
+        """The same language model with the adapter of a PEFT folder."""
+        return PolicyLM(self.policy, weights, adapter, **self.kwargs)

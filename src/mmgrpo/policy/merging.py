@@ -1,0 +1,40 @@
+"""LoRA adapters as differences of weights, from a model in training or from a PEFT folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from mmgrpo.errors import UserError
+
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def deltas_of(peft_model, adapter: str) -> dict[str, Tensor]:
+    """What `adapter` adds to each linear layer, by the layer's name in the base model."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = peft_model.get_base_model().named_modules()
+    return {name: layer.get_delta_weight(adapter).detach() for name, layer in layers if isinstance(layer, LoraLayer)}
+
+
+def deltas_in(folder: Path) -> dict[str, Tensor]:
+    """The same from a PEFT folder."""
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except OSError as error:
+        raise UserError(f"The adapter in {folder} can't be read ({error}): train it again.") from None
+    scaling = config["lora_alpha"] / config["r"]
+    names = [key[len(PREFIX) : -len(A)] for key in tensors if key.endswith(A)]
+    return {name: scaling * tensors[PREFIX + name + B].float() @ tensors[PREFIX + name + A].float() for name in names}
+
+
+def original_weight(model, name: str) -> Tensor:
+    """The weight of a layer as it is without any adapter, whether PEFT has wrapped it or not."""
+    layer = model.get_submodule(name)
+    return (layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer).weight.detach()

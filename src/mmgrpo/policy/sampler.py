@@ -1,0 +1,312 @@
+"""Token ids in, token ids and log-probabilities out: batched sampling with every shared prefix computed once.
+
+The sampler owns a copy of the model, with the adapter of the policy it follows merged into its weights. One batch goes through
+two phases. Prefill: the prompts, merged into a prefix tree, pass once, each distinct token a single time.
+Decode: keys and values of the tokens that all prompts share stay one trunk; what follows is a branch for each
+row; finished rows leave the batch. Sampling is seeded call by call, so that a call's result depends
+neither on its neighbours nor on the order of the batch.
+Legend of shapes: R live rows, P trunk length, S branch length, H query heads, J key-value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgrpo import prefix_tree
+from mmgrpo.errors import UserError
+from mmgrpo.policy.merging import deltas_in, deltas_of, original_weight
+from mmgrpo.prefix_tree import PrefixTree
+from mmgrpo.tree_attention import additive, forward_arguments, grouped_attention, use_tree_attention
+
+PREFILL_BLOCK = 512  # nodes a prefill pass
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """One completion that is asked for."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float  # 0: the likeliest token each time
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int = 0
+    weights: Path | None = None  # PEFT folder whose adapter answers; None: the followed policy
+    adapter: str = "default"  # which of the policy's adapters, where modules have their own
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion, its end-of-turn token included."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+
+
+class TreeSampler:
+    """Samples from a causal model of transformers on one device."""
+
+    def __init__(self, model, stop_ids: Sequence[int], batch: int, base=None):
+        self.model = model.eval().requires_grad_(False)
+        self._base = base  # has the original weights; adapters are merged into `model` only
+        self.stop_ids = frozenset(stop_ids)
+        self.batch = batch
+        self._source = None
+        self._merged: tuple[Path | None, str] | None = None  # what is in the model's weights
+        self._changed: set[str] = set()  # layers whose weights are not the original ones
+        if not use_tree_attention(model):
+            raise UserError(
+                f"{type(model).__name__} has sliding-window or recurrent layers, which this sampler can't serve: "
+                "choose a model with full attention in every layer."
+            )
+
+    def follow(self, policy) -> None:
+        """Sample from `policy` (a PEFT model with LoRA adapters) as it is now; call again after each update."""
+        self._source = policy
+        self._base = policy.get_base_model()
+        self._merged = None
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+        """Completions in the order of `requests`; the same requests give the same completions."""
+        done: dict[int, Completion] = {}
+
+        def weights_of(index: int) -> tuple[str, str]:
+            return str(requests[index].weights or ""), requests[index].adapter
+
+        order = sorted(range(len(requests)), key=lambda i: (weights_of(i), requests[i].prompt_ids, requests[i].seed))
+        for _, same in groupby(order, key=weights_of):
+            chosen = list(same)
+            self._merge(requests[chosen[0]].weights, requests[chosen[0]].adapter)
+            for start in range(0, len(chosen), self.batch):
+                part = chosen[start : start + self.batch]
+                done.update(zip(part, self._generate_batch([requests[i] for i in part]), strict=True))
+        return [done[index] for index in range(len(requests))]
+
+    def _merge(self, weights: Path | None, adapter: str) -> None:
+        """Have the original weights plus the wanted adapter in the sampler's model."""
+        if self._merged == (weights, adapter):
+            return
+        if weights is not None:
+            deltas = deltas_in(weights if adapter == "default" else weights / adapter)
+        else:
+            deltas = {} if self._source is None else deltas_of(self._source, adapter)
+        for name in {*self._changed, *deltas}:
+            weight = original_weight(self._base, name)
+            self.model.get_submodule(name).weight.copy_(weight + deltas[name].to(weight) if name in deltas else weight)
+        self._changed = set(deltas)
+        self._merged = (weights, adapter)
+
+    def _generate_batch(self, requests: list[SamplingRequest]) -> list[Completion]:
+        rows = [_Row(request) for request in requests]
+        tree = prefix_tree.build([request.prompt_ids for request in requests])
+        prefilled, logits = self._prefill(tree)
+        memory = _Branches(prefilled, tree, max(request.max_tokens for request in requests))
+        live = list(range(len(rows)))
+        while True:
+            tokens = _choose(logits, [rows[index] for index in live])
+            finished = [index for index, token in zip(live, tokens, strict=True) if rows[index].take(token, self.stop_ids)]
+            if finished:
+                keep = [place for place, index in enumerate(live) if not rows[index].finish]
+                live = [live[place] for place in keep]
+                if not live:
+                    return [row.completion() for row in rows]
+                memory.keep(keep)
+            logits = self._decode(memory, [rows[index].ids[-1] for index in live])
+
+    def _prefill(self, tree: PrefixTree) -> tuple[_Prefilled, Tensor]:
+        """Run the tree's nodes in depth-first blocks; keys and values of all nodes, and [rows, V] logits at row ends."""
+        device = self.model.device
+        memory = _Prefilled(self.model.config, tree, self.model.dtype, device)
+        ends = np.array([path[-1] for path in tree.paths])
+        logits: Tensor | None = None
+        for queries, visible in tree.blocks(PREFILL_BLOCK):
+            memory.enter(queries, visible)
+            here = np.flatnonzero((ends >= queries.start) & (ends < queries.stop))
+            out = self.model(
+                input_ids=torch.from_numpy(tree.tokens[queries.start : queries.stop])[None].to(device),
+                position_ids=torch.from_numpy(tree.positions[queries.start : queries.stop])[None].to(device),
+                logits_to_keep=torch.from_numpy(ends[here] - queries.start).to(device),
+                **forward_arguments(memory, self.model),
+            ).logits[0]
+            if logits is None:
+                logits = torch.empty(len(ends), out.shape[-1], dtype=torch.float32, device=device)
+            logits[torch.from_numpy(here).to(device)] = out.float()
+        return memory, logits
+
+    def _decode(self, memory: _Branches, tokens: list[int]) -> Tensor:
+        """One more token for each live row; [R, V] logits."""
+        device = self.model.device
+        positions = memory.advance()
+        return self.model(
+            input_ids=torch.tensor([tokens], device=device),
+            position_ids=positions[None],
+            **forward_arguments(memory, self.model),
+        ).logits[0].float()
+
+
+class _Row:
+    """A completion in the making."""
+
+    def __init__(self, request: SamplingRequest):
+        self.request = request
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish: Literal["stop", "length"] | None = None
+        self.noise = np.random.default_rng(request.seed)
+
+    def take(self, choice: tuple[int, float], stop_ids: frozenset[int]) -> bool:
+        """Append a token; True when it was the last."""
+        token, logprob = choice
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        if token in stop_ids:
+            self.finish = "stop"
+        elif len(self.ids) >= self.request.max_tokens:
+            self.finish = "length"
+        return self.finish is not None
+
+    def completion(self) -> Completion:
+        return Completion(tuple(self.ids), tuple(self.logprobs), self.finish)
+
+
+def _choose(logits: Tensor, rows: list[_Row]) -> list[tuple[int, float]]:
+    """The next token of each row with its log-probability, by inverse transform of one uniform number a row.
+
+    logits [R, V]. Log-probabilities are of softmax(logits / temperature) over the whole vocabulary.
+    """
+    temperatures = torch.tensor([row.request.temperature or 1.0 for row in rows], device=logits.device)
+    logprobs = torch.log_softmax(logits / temperatures[:, None], dim=-1)
+    tokens = logprobs.argmax(-1)
+    sampled = [place for place, row in enumerate(rows) if row.request.temperature > 0]
+    if sampled:
+        uniform = torch.tensor([rows[place].noise.random() for place in sampled], device=logits.device)
+        allowed = _truncate(logprobs[sampled].exp(), [rows[place].request for place in sampled])
+        cumulative = allowed.cumsum(-1)
+        target = uniform[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+        # Rounding can carry the target past the last allowed token.
+        last = allowed.shape[-1] - 1 - (allowed > 0).flip(-1).int().argmax(-1)
+        tokens[sampled] = torch.minimum(drawn, last)
+    chosen = logprobs.gather(1, tokens[:, None]).squeeze(1)
+    return list(zip(tokens.tolist(), chosen.tolist(), strict=True))
+
+
+def _truncate(probabilities: Tensor, requests: list[SamplingRequest]) -> Tensor:
+    """Set the tokens that top-k and then top-p rule out to probability 0; [R, V]."""
+    if all(request.top_k is None and request.top_p == 1.0 for request in requests):
+        return probabilities
+    ordered, index = probabilities.sort(-1, descending=True)
+    rank = torch.arange(ordered.shape[-1], device=ordered.device)
+    most = torch.tensor([request.top_k or ordered.shape[-1] for request in requests], device=ordered.device)
+    ordered = ordered.masked_fill(rank[None] >= most[:, None], 0.0)
+    mass = torch.tensor([request.top_p for request in requests], device=ordered.device)
+    before = ordered.cumsum(-1) - ordered
+    ordered = ordered.masked_fill(before >= mass[:, None] * ordered.sum(-1, keepdim=True), 0.0)
+    return torch.zeros_like(probabilities).scatter(-1, index, ordered)
+
+
+class _Prefilled:
+    """Memory of the prefill: keys and values of all nodes of the prompts' tree, filled block by block."""
+
+    def __init__(self, config, tree: PrefixTree, dtype: torch.dtype, device: torch.device):
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 1, config.num_key_value_heads, len(tree), size)
+        self.tree = tree
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    def enter(self, queries: range, visible: np.ndarray) -> None:
+        allowed = torch.from_numpy(self.tree.ancestors(np.arange(queries.start, queries.stop), visible))
+        self.queries = slice(queries.start, queries.stop)
+        self.visible = torch.from_numpy(visible).to(self.keys.device)
+        self.bias = additive(allowed.to(self.keys.device), self.keys.dtype)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, self.queries], values[:, :, self.queries] = key, value
+        return grouped_attention(query, keys.index_select(2, self.visible), values.index_select(2, self.visible), self.bias, scaling)
+
+
+class _Branches:
+    """Memory of the decode phase: one trunk that all rows share, and a padded branch for each live row."""
+
+    def __init__(self, prefilled: _Prefilled, tree: PrefixTree, room: int):
+        device = prefilled.keys.device
+        lengths = np.array([len(path) for path in tree.paths])
+        trunk = _shared_length(tree)
+        self.trunk_keys = prefilled.keys[:, 0, :, :trunk]  # [L, J, P, E]; the shared path is nodes 0 to P
+        self.trunk_values = prefilled.values[:, 0, :, :trunk]
+        longest = int(lengths.max()) - trunk
+        nodes = np.zeros((len(lengths), longest), np.int64)
+        for place, path in enumerate(tree.paths):
+            nodes[place, : len(path) - trunk] = path[trunk:]
+        gather = torch.from_numpy(nodes).to(device)
+        layers, _, heads, _, size = prefilled.keys.shape
+        shape = (layers, len(lengths), heads, longest + room, size)
+        self.keys = torch.zeros(shape, dtype=prefilled.keys.dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        for layer in range(layers):
+            self.keys[layer, :, :, :longest] = prefilled.keys[layer, 0][:, gather].transpose(0, 1)
+            self.values[layer, :, :, :longest] = prefilled.values[layer, 0][:, gather].transpose(0, 1)
+        self.trunk = trunk
+        self.lengths = torch.from_numpy(lengths - trunk).to(device)  # [R] tokens in each branch
+        self.rows = torch.arange(len(lengths), device=device)  # which slots of `keys` are live
+
+    def keep(self, places: list[int]) -> None:
+        """Let all rows but those at `places` go; memory follows once half of it is idle."""
+        chosen = torch.tensor(places, device=self.rows.device)
+        self.rows, self.lengths = self.rows[chosen], self.lengths[chosen]
+        if 2 * len(places) <= self.keys.shape[1]:
+            self.keys, self.values = self.keys[:, self.rows], self.values[:, self.rows]
+            self.rows = torch.arange(len(places), device=self.rows.device)
+
+    def advance(self) -> Tensor:
+        """Make room for one token a row and return its positions [R]."""
+        self.slots = self.lengths
+        self.lengths = self.lengths + 1
+        used = int(self.lengths.max())
+        beyond = torch.arange(used, device=self.rows.device)[None] >= self.lengths[:, None]
+        self.bias = additive(~beyond, torch.float32)[:, None, None]  # [R, 1, 1, S]
+        return self.slots + self.trunk
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """query [1, H, R, E]: one softmax over trunk and branch, their scores computed apart."""
+        _, heads, live, size = query.shape
+        self.keys[layer, self.rows, :, self.slots] = key[0].transpose(0, 1)
+        self.values[layer, self.rows, :, self.slots] = value[0].transpose(0, 1)
+        used = self.bias.shape[-1]
+        keys, values = self.keys[layer, :, :, :used], self.values[layer, :, :, :used]
+        if len(self.rows) < keys.shape[0]:
+            keys, values = keys[self.rows], values[self.rows]
+        groups = keys.shape[1]  # J, spelled out as the trunk may be empty, for which reshape can't infer a size
+        shared = heads // groups
+        folded = query[0].reshape(groups, shared, live, size)  # [J, H/J, R, E]
+        by_row = folded.permute(2, 0, 1, 3)  # [R, J, H/J, E]
+        branch = torch.matmul(by_row, keys.transpose(-1, -2)).float() * scaling + self.bias  # [R, J, H/J, S]
+        by_head = folded.reshape(groups, shared * live, size)
+        trunk = torch.matmul(by_head, self.trunk_keys[layer].transpose(-1, -2)).float() * scaling  # [J, H/J·R, P]
+        trunk = trunk.reshape(groups, shared, live, self.trunk).permute(2, 0, 1, 3)  # [R, J, H/J, P]
+        share = torch.cat([trunk, branch], dim=-1).softmax(-1).to(values.dtype)
+        out = torch.matmul(share[..., self.trunk :], values)  # [R, J, H/J, E]
+        from_trunk = share[..., : self.trunk].permute(1, 2, 0, 3).reshape(groups, shared * live, self.trunk)
+        trunk_out = torch.matmul(from_trunk, self.trunk_values[layer]).reshape(groups, shared, live, size).permute(2, 0, 1, 3)
+        return (out + trunk_out).reshape(live, heads, size).transpose(0, 1)[None]
+
+
+def _shared_length(tree: PrefixTree) -> int:
+    """Tokens that all rows begin with, at least one short of the shortest row so that every branch has a token."""
+    shortest = min(len(path) for path in tree.paths)
+    same = 0
+    while same < shortest - 1 and all(path[same] == tree.paths[0][same] for path in tree.paths):
+        same += 1
+    return same

@@ -1,0 +1,104 @@
+"""Token sequences merged into a trie by any common prefix, laid out for one packed forward pass.
+
+Nodes are numbered in depth-first order, so that the subtree of node i is the range [i, leave[i]) and
+"j is an ancestor of i" is two comparisons: j <= i < leave[j]. Attention needs no N x N mask: a block of
+consecutive queries sees the path from the root to its first node, and the block itself.
+Legend of shapes: N nodes, R rows, D depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK = 256  # queries that share one set of visible keys: larger blocks see more masked keys, smaller ones run slower
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """The trie of some rows. All arrays are int64."""
+
+    tokens: np.ndarray  # [N] token of each node
+    positions: np.ndarray  # [N] depth of each node, which is its place in every row through it
+    leave: np.ndarray  # [N] one past the last node of the subtree
+    paths: tuple[np.ndarray, ...]  # for each row, in the caller's order, its nodes from the root
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ancestors(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """[len(queries), len(keys)] True where the key's node is on the path to the query's node, itself included."""
+        return (keys[None, :] <= queries[:, None]) & (queries[:, None] < self.leave[keys][None, :])
+
+    def blocks(self, size: int = BLOCK) -> list[tuple[range, np.ndarray]]:
+        """Consecutive query nodes with the nodes that they may see: (queries, visible keys in node order)."""
+        layout = []
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            layout.append((range(start, stop), np.concatenate([_above(self.positions, start), np.arange(start, stop)])))
+        return layout
+
+
+def build(rows: Sequence[Sequence[int]]) -> PrefixTree:
+    """Merge `rows` (each of at least one token) by their common prefixes."""
+    order = sorted(range(len(rows)), key=lambda index: rows[index])
+    tokens: list[int] = []
+    positions: list[int] = []
+    leave: list[int] = []
+    paths: list[np.ndarray] = [np.empty(0, np.int64)] * len(rows)
+    previous: list[int] = []  # nodes of the row before; sorted order makes its shared part the longest possible
+    for index in order:
+        row = rows[index]
+        shared = _common_prefix(row, [tokens[node] for node in previous])
+        for node in previous[shared:]:
+            leave[node] = len(tokens)
+        fresh = range(len(tokens), len(tokens) + len(row) - shared)
+        tokens.extend(row[shared:])
+        positions.extend(range(shared, len(row)))
+        leave.extend([0] * len(fresh))
+        previous = previous[:shared] + list(fresh)
+        paths[index] = np.array(previous, np.int64)
+    for node in previous:
+        leave[node] = len(tokens)
+    return PrefixTree(np.array(tokens, np.int64), np.array(positions, np.int64), np.array(leave, np.int64), tuple(paths))
+
+
+def pack(rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Split rows (by index) into packs whose tries have at most `budget` nodes, neighbours in the trie together.
+
+    A row longer than the budget is a pack of its own.
+    """
+    order = sorted(range(len(rows)), key=lambda index: rows[index])
+    packs: list[list[int]] = []
+    used = 0
+    for place, index in enumerate(order):
+        row = rows[index]
+        extra = len(row) - (_common_prefix(row, rows[order[place - 1]]) if place else 0)
+        if not packs or used + extra > budget:
+            packs.append([])
+            used, extra = 0, len(row)
+        packs[-1].append(index)
+        used += extra
+    return packs
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    length = min(len(one), len(other))
+    for place in range(length):
+        if one[place] != other[place]:
+            return place
+    return length
+
+
+def _above(positions: np.ndarray, node: int) -> np.ndarray:
+    """The nodes strictly above `node`, from the root, found by walking back through the depth-first order."""
+    depth = positions[node]
+    above = np.empty(depth, np.int64)
+    while depth:
+        node -= 1
+        if positions[node] == depth - 1:
+            depth -= 1
+            above[depth] = node
+    return above

@@ -1,0 +1,124 @@
+"""DSPy's MIPROv2 over the policy: instructions proposed by the policy itself, demonstrations bootstrapped from it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from mmgrpo.policy.lm import PolicyLM
+from mmgrpo.rollout import Metric
+from mmgrpo.settings import MIPROSettings
+
+PROPOSAL = "proposed_instruction"  # output field of MIPROv2's proposer
+NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What MIPROv2 found."""
+
+    program: dspy.Module
+    trials: tuple[dict[str, float], ...]  # step and score in [0, 1] of each program that was tried
+    proposals: dict[str, int]  # asked: replies of the proposer; usable: those in the asked-for format
+
+
+class ProposerAdapter(dspy.ChatAdapter):
+    """ChatAdapter that takes an unformatted reply as it is where a single text field is asked for.
+
+    A small model that proposes instructions often forgets the field markers. The reply is still a proposal, which
+    the trials then judge; programs under optimization are parsed as strictly as ever, and without a second call.
+    """
+
+    def __init__(self):
+        super().__init__(use_json_adapter_fallback=False)
+        self.proposals = {"asked": 0, "usable": 0}
+        self._lock = threading.Lock()
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict:
+        fields = signature.output_fields
+        proposal = PROPOSAL in fields
+        try:
+            parsed = super().parse(signature, completion)
+        except AdapterParseError:
+            if len(fields) != 1 or next(iter(fields.values())).annotation is not str:
+                raise
+            self._count(proposal, usable=False)
+            return {next(iter(fields)): completion.strip()}
+        self._count(proposal, usable=bool(parsed.get(PROPOSAL)))
+        return parsed
+
+    def _count(self, proposal: bool, *, usable: bool) -> None:
+        if proposal:
+            with self._lock:
+                self.proposals["asked"] += 1
+                self.proposals["usable"] += usable
+
+
+def mipro(
+    program: dspy.Module,
+    *,
+    lm: PolicyLM,
+    metric: Metric,
+    trainset: Sequence[dspy.Example],
+    valset: Sequence[dspy.Example],
+    settings: MIPROSettings,
+    seed: int,
+) -> Optimized:
+    """Run MIPROv2 on `program` under the weights of `lm`; candidates are scored greedily on `valset`."""
+    adapter = ProposerAdapter()
+    program = program.deepcopy()
+    program.set_lm(lm)
+    optimizer = dspy.MIPROv2(
+        metric=metric,
+        prompt_model=lm.copy(temperature=settings.temperature),
+        task_model=lm,
+        auto=None,
+        num_candidates=settings.fewshot_candidates,
+        max_bootstrapped_demos=settings.bootstrapped_demos,
+        max_labeled_demos=settings.labeled_demos,
+        init_temperature=settings.temperature,
+        num_threads=lm.policy.settings.batch,
+        max_errors=NEVER,  # replies that don't parse score 0, which is what they are worth
+        seed=seed + 1,  # MIPROv2 takes 0 for "not given"
+    )
+    optimizer.num_instruct_candidates = settings.instruction_candidates
+    minibatch = settings.minibatch is not None and settings.minibatch < len(valset)
+    with dspy.context(lm=lm, adapter=adapter), _quiet():
+        best = optimizer.compile(
+            program,
+            trainset=list(trainset),
+            valset=list(valset),
+            num_trials=settings.trials,
+            minibatch=minibatch,
+            minibatch_size=settings.minibatch if minibatch else len(valset),
+        )
+    return Optimized(best, _trials(best), dict(adapter.proposals))
+
+
+def _trials(best: dspy.Module) -> tuple[dict[str, float], ...]:
+    """Scores of the full evaluations, in the order of the trials."""
+    logged = getattr(best, "trial_logs", {})
+    scores = [(number, log["full_eval_score"]) for number, log in logged.items() if log.get("full_eval_score") is not None]
+    return tuple({"step": float(number), "score": score / 100} for number, score in sorted(scores))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """MIPROv2 and the evaluators under it print and log every candidate; the record holds what matters."""
+    loggers = [logging.getLogger(name) for name in ("dspy", "optuna")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

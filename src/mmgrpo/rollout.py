@@ -1,0 +1,179 @@
+"""Runs a program many times under the policy, on its own threads, and scores each run.
+
+Runs wait for each other at every language-model call, so that one batch serves all (`policy/batcher.py`). A reply
+that doesn't parse ends its run, which keeps its calls and gets the format-failure reward. A metric or
+program that raises makes that run unscorable, and stops everything when it happens too often.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
+from tqdm.auto import tqdm
+
+from mmgrpo.errors import UserError
+from mmgrpo.policy import Policy
+from mmgrpo.policy.lm import PolicyLM
+from mmgrpo.policy.recorder import SETTING, Recorder
+from mmgrpo.trajectory import Trajectory, example_id
+
+Metric = Callable[..., Any]
+
+FAILURE_REWARD = 0.0  # of a run that broke off for another reason than its format
+MAX_FAILED_SHARE = 0.2  # of the runs may raise; more means that the program or the metric is at fault
+MAX_THREADS = 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make."""
+
+    example: dspy.Example
+    rollout: int
+    seed: tuple[object, ...]  # what the run's sampling depends on
+
+
+def jobs_for(examples: Sequence[dspy.Example], rollouts: int, *seed: object) -> list[Job]:
+    """Each example `rollouts` times, counted on where one comes again; seeds derive from `seed`, example and rollout."""
+    made: Counter[str] = Counter()
+    jobs = []
+    for example in examples:
+        name = example_id(example)
+        jobs += [Job(example, g, (*seed, name, g)) for g in range(made[name], made[name] + rollouts)]
+        made[name] += rollouts
+    return jobs
+
+
+def run(
+    program: dspy.Module,
+    jobs: Sequence[Job],
+    *,
+    lm: PolicyLM,
+    metric: Metric,
+    format_failure_reward: float = -1.0,
+    progress: str | None = None,
+) -> list[Trajectory]:
+    """Run and score all jobs, in their order. `progress` names a progress bar."""
+    policy: Policy = lm.policy
+    count = min(len(jobs), MAX_THREADS, 2 * policy.settings.batch)
+    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(len(jobs)):
+        todo.put(index)
+    done: list[Trajectory | None] = [None] * len(jobs)
+    stop = threading.Event()
+    settings = {"lm": lm, "adapter": _adapter(), "disable_history": True}
+    with tqdm(total=len(jobs), desc=progress, disable=progress is None, leave=False) as bar:
+
+        def work(leave: Callable[[], None]) -> None:
+            try:
+                while not stop.is_set():
+                    index = todo.get_nowait()
+                    done[index] = _run_one(program, jobs[index], settings, metric, format_failure_reward)
+                    bar.update()
+            except queue.Empty:
+                pass
+            except BaseException:
+                stop.set()  # the other threads need not go on
+                raise
+            finally:
+                leave()
+
+        with policy.engine.batcher.workers(count) as leave, ThreadPoolExecutor(count) as pool:
+            try:
+                futures = [pool.submit(contextvars.copy_context().run, work, leave) for _ in range(count)]
+                for future in futures:
+                    future.result()
+            finally:
+                stop.set()
+    _stop_where_too_many_failed(done)
+    return done
+
+
+def evaluate(program: dspy.Module, examples: Sequence[dspy.Example], *, policy: Policy, metric: Metric, progress: str | None = None):
+    """Greedy runs, one an example. A run that didn't complete scores 0 (see `score`)."""
+    return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
+
+
+def score(trajectory: Trajectory) -> float:
+    """What a run counts in an evaluation: its reward when it completed, else 0."""
+    return trajectory.reward if trajectory.outcome == "completed" else 0.0
+
+
+def mean_score(trajectories: Sequence[Trajectory]) -> float:
+    """Mean over the runs that could be scored."""
+    scored = [score(run) for run in trajectories if run.outcome != "unscorable"]
+    return sum(scored) / len(scored)
+
+
+def _adapter() -> dspy.Adapter:
+    """The caller's adapter without the JSON fallback, whose second prompt would be a call the program never made."""
+    adapter = dspy.settings.adapter
+    if adapter is None:
+        return dspy.ChatAdapter(use_json_adapter_fallback=False)
+    if getattr(adapter, "use_json_adapter_fallback", False):
+        import copy
+
+        adapter = copy.copy(adapter)
+        adapter.use_json_adapter_fallback = False
+    return adapter
+
+
+def _run_one(program: dspy.Module, job: Job, settings: dict, metric: Metric, format_failure_reward: float) -> Trajectory:
+    recorder = Recorder(program, job.seed)
+    callbacks = [*(dspy.settings.callbacks or []), recorder]
+    prediction, error, outcome, reward = None, None, "completed", None
+    with dspy.context(**settings, callbacks=callbacks, trace=None, **{SETTING: recorder}):
+        try:
+            prediction = program(**job.example.inputs())
+        except AdapterParseError as raised:
+            error = _sentence(raised)
+            unparsed = [call for call in recorder.calls if call.status != "ok"]
+            if unparsed:
+                outcome, reward = "interrupted", format_failure_reward * (1 - unparsed[-1].parsed)
+            else:  # another language model's reply
+                outcome = "crashed"
+        except ContextWindowExceededError as raised:
+            outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
+        except Exception as raised:  # the program's own fault: recorded, and fatal when frequent
+            outcome, error = "crashed", _sentence(raised)
+        else:
+            try:
+                reward = _number(metric(job.example, prediction, None))
+            except UserError:
+                raise
+            except Exception as raised:  # likewise the metric's
+                outcome, error = "unscorable", _sentence(raised)
+    return Trajectory(example_id(job.example), job.rollout, recorder.calls, reward, outcome, error, prediction)
+
+
+def _number(value: Any) -> float:
+    value = getattr(value, "score", value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise UserError(f"The metric returned {value!r}: a reward is a finite number, such as float(prediction.answer == example.answer).")
+    return float(value)
+
+
+def _sentence(error: BaseException) -> str:
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def _stop_where_too_many_failed(done: Sequence[Trajectory]) -> None:
+    failed = [run for run in done if run.outcome in ("crashed", "unscorable")]
+    if len(failed) > MAX_FAILED_SHARE * len(done):
+        what = "program" if failed[0].outcome == "crashed" else "metric"
+        raise UserError(
+            f"{len(failed)} of {len(done)} runs failed, the first because the {what} raised {failed[0].error}: "
+            f"mend the {what} and run again."
+        )

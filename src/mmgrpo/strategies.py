@@ -1,0 +1,132 @@
+"""The strategies of the study: each takes a prepared cell and returns its record.
+
+vanilla: the program as it is. prompt_optimization: MIPROv2. trajectory_grpo and module_grpo: the two groupings of
+mmGRPO. composition: MIPROv2's program, instructions and demonstrations fixed, then module-level GRPO under
+those very prompts (the paper's BetterTogether(PO, mmGRPO)). fast_slow: both in turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dspy
+
+from mmgrpo import records, study
+from mmgrpo.errors import UserError
+from mmgrpo.fast_slow import fast_slow as interleave
+from mmgrpo.optimizer import MMGRPO
+from mmgrpo.prompt_optimization import mipro
+from mmgrpo.records import Record
+from mmgrpo.study import Stopwatch, Study, Trained
+from mmgrpo.training_run import Level
+
+
+def run(ready: Study) -> Record:
+    """Run the cell's strategy, score its program on the test split once, write and return the record.
+
+    A finished cell is not run again: its record is returned.
+    """
+    done = study.finished(ready.cell)
+    if done is not None:
+        return done
+    watch = Stopwatch()
+    with watch.stage("optimize"):
+        trained = STRATEGIES[ready.cell.strategy](ready)
+    with watch.stage("evaluate"):
+        test = ready.evaluate(trained.program, ready.splits.test, "test")
+    record = study.record_of(ready, trained, test, watch)
+    records.write(record, ready.cell.record)
+    return record
+
+
+def vanilla(ready: Study) -> Trained:
+    """The program under the policy as it comes."""
+    return Trained(ready.program)
+
+
+def prompt_optimization(ready: Study) -> Trained:
+    """MIPROv2; its proposer is the policy."""
+    found = mipro(
+        ready.program,
+        lm=ready.policy.lm(),
+        metric=ready.task.metric,
+        trainset=ready.splits.train,
+        valset=ready.splits.valid,
+        settings=ready.mipro,
+        seed=ready.cell.seed,
+    )
+    return Trained(found.program, validation=found.trials, notes={"proposals": found.proposals})
+
+
+def trajectory_grpo(ready: Study) -> Trained:
+    """mmGRPO with trajectory-level groups."""
+    return _grpo(ready, ready.program, "trajectory")
+
+
+def module_grpo(ready: Study) -> Trained:
+    """mmGRPO with module-level groups."""
+    return _grpo(ready, ready.program, "module")
+
+
+def composition(ready: Study) -> Trained:
+    """Module-level GRPO that starts from the program of the cell's prompt-optimization record."""
+    (needed,) = ready.cell.needs
+    earlier = study.finished(needed)
+    if earlier is None:
+        raise UserError(
+            f"{ready.cell.name} starts from {needed.name}, which has no up-to-date record: run notebooks/{needed.notebook.name} "
+            "with the same parameters first, or `make reproduce`, which keeps the order."
+        )
+    trained = _grpo(ready, optimized_program(ready, earlier), "module")
+    before = {"validation": list(earlier.validation), "seconds": earlier.seconds, "tokens": earlier.tokens}
+    return Trained(trained.program, trained.curve, trained.validation, {"prompt_optimization": before} | trained.notes)
+
+
+def optimized_program(ready: Study, record: Record) -> dspy.Module:
+    """The task's program with the instructions and demonstrations of a record."""
+    program = ready.program.deepcopy()
+    program.load_state(record.program)
+    return program
+
+
+def fast_slow(ready: Study) -> Trained:
+    """Prompts and weights in turns under the rollout budget of module_grpo."""
+    done = interleave(
+        ready.program,
+        lm=ready.policy.lm(),
+        metric=ready.task.metric,
+        trainset=ready.splits.train,
+        valset=ready.splits.valid,
+        settings=ready.profile.fast_slow,
+        grpo=ready.grpo,
+        mipro_settings=ready.mipro,
+        sampling=ready.sampling,
+        seed=ready.cell.seed,
+        folder=ready.training_folder,
+    )
+    return Trained(done.program, done.curve, done.validation, {"budget": done.budget})
+
+
+def _grpo(ready: Study, program: dspy.Module, level: Level) -> Trained:
+    optimizer = MMGRPO(
+        ready.task.metric,
+        level=level,
+        settings=ready.grpo,
+        sampling=ready.sampling,
+        seed=ready.cell.seed,
+        folder=ready.training_folder,
+    )
+    with dspy.context(lm=ready.policy.lm()):
+        trained = optimizer.compile(program, trainset=ready.splits.train, valset=ready.splits.valid)
+    log = trained.training_log
+    return Trained(trained, log.curve, log.validation, {"best": log.best})
+
+
+STRATEGIES: dict[str, Callable[[Study], Trained]] = {
+    "vanilla": vanilla,
+    "prompt_optimization": prompt_optimization,
+    "trajectory_grpo": trajectory_grpo,
+    "module_grpo": module_grpo,
+    "composition": composition,
+    "fast_slow": fast_slow,
+}

@@ -1,0 +1,216 @@
+"""TRL's GRPOTrainer with its step overridden: a step trains on whatever rows the program's rollouts gave.
+
+TRL brings optimizer, schedule, LoRA, precision, logging, checkpoints and resumption. Its own sampling, grouping
+and loss know one prompt and one completion a sample; here a step's rows come from `collect`, go
+through the prefix tree in micro-batches of a token budget, and carry their own weights in the loss. TRL's
+dataset only counts steps, and everything random derives from (seed, step), so a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from mmgrpo import prefix_tree
+from mmgrpo.errors import UserError
+from mmgrpo.logprobs import completion_logprobs
+from mmgrpo.objective import Row, policy_loss
+from mmgrpo.policy import Policy
+from mmgrpo.settings import GRPOSettings
+
+MAX_BAD_STEPS = 5  # steps in a row whose loss was not finite, before training stops
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on, and what is known of the rollouts it came from."""
+
+    rows: tuple[Row, ...]
+    metrics: dict[str, float]
+
+
+class RowTrainer(GRPOTrainer):
+    """Trains the policy on rows. `collect(step)` returns the batch of a step; it is asked once each `iterations`."""
+
+    def __init__(self, *, policy: Policy, settings: GRPOSettings, collect: Callable[[int], Batch], args: GRPOConfig, callbacks):
+        check_trl()
+        super().__init__(
+            model=policy.trainable(),
+            reward_funcs=_no_reward,  # rewards are in the rows
+            args=args,
+            # TRL repeats each entry twice (its smallest group) and iterates `iterations` times over it.
+            train_dataset=Dataset.from_dict({"step": list(range(settings.steps))}),
+            processing_class=policy.tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.policy = policy
+        self.settings = settings
+        self.collect = collect
+        self._batch: Batch | None = None
+        self._old: list[Tensor] = []
+        self._bad_steps = 0
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Rollouts (or the buffered ones), then the gradient of all micro-batches. Returns the step's loss."""
+        model.train()
+        first = self.state.global_step % self.settings.iterations == 0
+        if first or self._batch is None:
+            self._batch = self.collect(self.state.global_step // self.settings.iterations)
+        rows = self._batch.rows
+        inputs_of = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
+        packs = [
+            [rows[index] for index in indices]
+            for adapter in dict.fromkeys(self.policy.adapter_of(row.module) for row in rows)
+            for indices in _packs_of(adapter, rows, inputs_of, self.policy, self.settings.token_budget)
+        ]
+        if self.settings.iterations > 1 and (first or len(self._old) != len(packs)):
+            self._old = [self._logprobs(model, pack, grad=False) for pack in packs]
+        return self._backward(model, packs, dict(self._batch.metrics))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """The weights alone: the Trainer's own would freeze all adapters but one before the optimizer is made."""
+        self.policy.load_adapter(Path(resume_from_checkpoint))
+
+    def _backward(self, model, packs: list[list[Row]], metrics: dict[str, float]) -> Tensor:
+        totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
+        mismatch = []
+        for place, pack in enumerate(packs):
+            logprobs = self._logprobs(model, pack, grad=True)
+            old = self._old[place] if self._old else logprobs.detach()
+            terms = policy_loss(
+                logprobs, old, self._reference(model, pack) if self.settings.beta else None, *_per_token(pack, logprobs.device),
+                objective=self.settings.objective, epsilon=self.settings.epsilon,
+                epsilon_high=self.settings.epsilon_high, beta=self.settings.beta,
+            )  # fmt: skip
+            if not torch.isfinite(terms.loss):
+                return self._skip(model, metrics, logprobs.device)
+            self.accelerator.backward(terms.loss)
+            for name in totals:
+                totals[name] += float(getattr(terms, name).detach())
+            sampled = torch.tensor([p for row in pack for p in row.sampled_logprobs], device=logprobs.device)
+            mismatch.append((logprobs.detach() - sampled).abs())
+        if not all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None):
+            return self._skip(model, metrics, self.accelerator.device)
+        if packs and self.state.global_step % self.settings.iterations == 0:
+            metrics["sampler_mismatch"] = float(torch.cat(mismatch).mean())
+        self._bad_steps = 0
+        self._log(metrics | {"kl": totals["kl"], "clipped": totals["clipped"], "skipped": 0.0})
+        return torch.tensor(totals["loss"], device=self.accelerator.device)
+
+    def _skip(self, model, metrics: dict[str, float], device) -> Tensor:
+        """Leave the weights as they are after a loss or gradient that is not finite; stop when it keeps happening."""
+        self._bad_steps += 1
+        if self._bad_steps >= MAX_BAD_STEPS:
+            raise UserError(
+                f"The loss was not finite in {MAX_BAD_STEPS} steps in a row: lower the learning rate, or set precision to fp32."
+            )
+        model.zero_grad(set_to_none=True)
+        self._log(metrics | {"skipped": 1.0})
+        return torch.zeros((), device=device)
+
+    def _logprobs(self, model, pack: list[Row], *, grad: bool) -> Tensor:
+        self.policy.activate(pack[0].module)
+        with torch.set_grad_enabled(grad), self.compute_loss_context_manager():
+            return completion_logprobs(model, pack)
+
+    def _reference(self, model, pack: list[Row]) -> Tensor:
+        """Log-probabilities under the policy without its adapter."""
+        with self.accelerator.unwrap_model(model).disable_adapter():
+            return self._logprobs(model, pack, grad=False)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+
+
+def _packs_of(adapter: str, rows, inputs_of, policy: Policy, budget: int) -> list[list[int]]:
+    """Micro-batches (as row indices) of one adapter's rows."""
+    mine = [index for index, row in enumerate(rows) if policy.adapter_of(row.module) == adapter]
+    return [[mine[index] for index in pack] for pack in prefix_tree.pack([inputs_of[index] for index in mine], budget)]
+
+
+def _per_token(pack: list[Row], device) -> tuple[Tensor, Tensor]:
+    """Advantage and weight of every completion token of a micro-batch."""
+    lengths = torch.tensor([len(row.completion_ids) for row in pack])
+    values = torch.tensor([[row.advantage, row.token_weight] for row in pack], dtype=torch.float32)
+    spread = values.repeat_interleave(lengths, dim=0).to(device)
+    return spread[:, 0], spread[:, 1]
+
+
+def _no_reward(prompts, completions, **kwargs):
+    raise NotImplementedError("rewards come with the rows")
+
+
+def arguments(settings: GRPOSettings, *, folder: Path, seed: int, precision: str, report_to: str) -> GRPOConfig:
+    """TRL's configuration for a run in `folder`: checkpoints after each validation, constant rate after warm-up."""
+    save_every = settings.validate_every * settings.iterations
+    return GRPOConfig(
+        output_dir=str(folder),
+        seed=seed,
+        max_steps=settings.steps * settings.iterations,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        num_iterations=settings.iterations,
+        steps_per_generation=1,
+        shuffle_dataset=False,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=0.0,
+        beta=0.0,  # our loss adds the KL term; TRL would load a reference model
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=torch.cuda.is_available(),
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=2,
+        report_to=report_to,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+
+
+def check_trl() -> None:
+    """The pinned TRL has the one hook that is overridden; a sentence instead of a strange failure where it hasn't."""
+    expected = ["self", "model", "inputs", "num_items_in_batch"]
+    found = list(inspect.signature(GRPOTrainer.training_step).parameters)
+    if found != expected or not hasattr(GRPOTrainer, "log"):
+        import trl
+
+        raise UserError(
+            f"TRL {trl.__version__} has GRPOTrainer.training_step({', '.join(found)}), expected ({', '.join(expected)}): "
+            "install the version that the lock names."
+        )
+
+
+class Progress(TrainerCallback):
+    """A progress bar with time left and the latest reward."""
+
+    def __init__(self, title: str):
+        self.title = title
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.title)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "reward" in logs:
+            self.bar.set_postfix(reward=f"{logs['reward']:.3f}", refresh=False)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()

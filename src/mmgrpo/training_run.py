@@ -1,0 +1,205 @@
+"""One GRPO run from the first rollout to the best adapter: inputs -> rollouts -> groups -> rows -> update."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import dspy
+import numpy as np
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from mmgrpo import rollout
+from mmgrpo.errors import UserError
+from mmgrpo.grouping import Grouping, module_groups, trajectory_groups
+from mmgrpo.objective import rows_of
+from mmgrpo.policy import Policy
+from mmgrpo.policy.lm import PolicyLM
+from mmgrpo.policy.recorder import seed_of
+from mmgrpo.records import write_json
+from mmgrpo.settings import GRPOSettings, SamplingSettings
+from mmgrpo.trainer import Batch, Progress, RowTrainer, arguments
+from mmgrpo.trajectory import Trajectory
+
+Level = Literal["module", "trajectory"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an optimizer was told; the same for every compile."""
+
+    metric: rollout.Metric
+    level: Level
+    settings: GRPOSettings
+    sampling: SamplingSettings
+    seed: int
+    report_to: str
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What a compile did."""
+
+    curve: tuple[dict[str, float], ...]  # one entry an update: step, reward, groups, calls, loss, seconds, ...
+    validation: tuple[dict[str, float], ...]  # step (0: before training) and score in [0, 1]
+    best: dict[str, float]  # step and score of the adapter that came back; without a validation set the last step
+    adapter: Path  # its PEFT folder
+
+
+class TrainingRun:
+    """The state of one compile. `programs` are the student and its teachers, which share a group's runs."""
+
+    def __init__(self, plan: Plan, programs, trainset: list, valset: list, lm: PolicyLM, folder: Path):
+        self.plan = plan
+        self.programs: list[dspy.Module] = programs
+        self.trainset: list[dspy.Example] = trainset
+        self.valset: list[dspy.Example] = valset
+        self.policy: Policy = lm.policy
+        self.start = lm.weights
+        self.folder = folder
+
+    def train(self) -> TrainingLog:
+        """Train from the folder's last checkpoint, or from the start, to the last step."""
+        modules = [name for name, _ in self.programs[0].named_predictors()]
+        self._claim_folder()
+        self.policy.attach_adapters(modules if self.plan.settings.adapters == "per_module" else [], self.start, self.plan.seed)
+        validation = Validation(self)
+        trainer = RowTrainer(
+            policy=self.policy,
+            settings=self.plan.settings,
+            collect=self.collect,
+            args=arguments(
+                self.plan.settings, folder=self.folder, seed=self.plan.seed,
+                precision=self.policy.precision, report_to=self.plan.report_to,
+            ),
+            callbacks=[validation, Progress(f"{self.plan.level}-level GRPO")],
+        )  # fmt: skip
+        checkpoint = get_last_checkpoint(self.folder) if self.folder.is_dir() else None
+        trainer.train(resume_from_checkpoint=checkpoint)
+        best = validation.best if self.valset else {"step": float(trainer.state.global_step)}
+        if not self.valset:
+            self.policy.save_adapter(validation.folder)
+        self.policy.load_adapter(validation.folder)
+        curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
+        return TrainingLog(curve, tuple(validation.scores), best, validation.folder)
+
+    def _claim_folder(self) -> None:
+        """Note in the folder what is trained there, so that no other run goes on from its checkpoints."""
+        parts = {
+            "level": self.plan.level, "seed": self.plan.seed, "start": str(self.start),
+            "settings": self.plan.settings.model_dump(), "sampling": self.plan.sampling.model_dump(),
+            "programs": [program.dump_state() for program in self.programs],
+            "examples": [[dict(example) for example in examples] for examples in (self.trainset, self.valset)],
+        }  # fmt: skip
+        mine = {name: f"{seed_of(json.dumps(part, sort_keys=True, default=str)):x}" for name, part in parts.items()}
+        file = self.folder / "run.json"
+        if file.exists() and (found := json.loads(file.read_text())) != mine:
+            other = ", ".join(name for name in mine if found.get(name) != mine[name])
+            raise UserError(f"{self.folder} holds another run (with other {other}): choose another folder, or delete this one.")
+        write_json(mine, file)
+
+    def collect(self, step: int) -> Batch:
+        """Rollouts of a step's inputs with the weights as they are, grouped and weighted."""
+        started = time.perf_counter()
+        self.policy.sync()
+        settings, sampling = self.plan.settings, self.plan.sampling
+        lm = self.policy.lm(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+        jobs = rollout.jobs_for(inputs_of_step(self.trainset, step, settings.inputs, self.plan.seed), settings.rollouts, self.plan.seed, step)
+        trajectories = []
+        for place, program in enumerate(self.programs):
+            mine = [job for job in jobs if job.rollout % len(self.programs) == place]
+            trajectories += rollout.run(
+                program, mine, lm=lm, metric=self.plan.metric, format_failure_reward=settings.format_failure_reward
+            )
+        grouping = self._group(trajectories, step)
+        seconds = time.perf_counter() - started
+        return Batch(tuple(rows_of(grouping.groups)), metrics_of(trajectories, grouping) | {"seconds_rollout": seconds})
+
+    def _group(self, trajectories: Sequence[Trajectory], step: int) -> Grouping:
+        settings = self.plan.settings
+        if self.plan.level == "trajectory":
+            return trajectory_groups(trajectories, size=settings.group_size, scale=settings.scale)
+        rng = random.Random(seed_of(self.plan.seed, step, "padding"))
+        return module_groups(trajectories, padding=settings.padding, size=settings.group_size, scale=settings.scale, rng=rng)
+
+
+def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, seed: int) -> list[dspy.Example]:
+    """The examples of a step: consecutive pieces of seeded permutations, one an epoch. Needs no state."""
+    chosen = []
+    for place in range(step * inputs, (step + 1) * inputs):
+        epoch, index = divmod(place, len(trainset))
+        order = list(range(len(trainset)))
+        random.Random(seed_of(seed, "epoch", epoch)).shuffle(order)
+        chosen.append(trainset[order[index]])
+    return chosen
+
+
+def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[str, float]:
+    """What the log keeps of a step's rollouts."""
+    rewards = np.array([run.reward for run in trajectories if run.reward is not None])
+    calls = [call for run in trajectories for call in run.calls]
+    metrics = {
+        "reward": float(rewards.mean()) if len(rewards) else 0.0,
+        "reward_std": float(rewards.std()) if len(rewards) else 0.0,
+        "format_failures": sum(run.outcome == "interrupted" for run in trajectories) / len(trajectories),
+        "unscored": sum(run.reward is None for run in trajectories) / len(trajectories),
+        "rollouts": float(len(trajectories)),
+        "completion_tokens": float(sum(len(call.completion_ids) for call in calls)),
+        "group_std": float(np.mean([group.rewards.std() for group in grouping.groups])) if grouping.groups else 0.0,
+    }
+    for module in dict.fromkeys(call.module for call in calls):
+        own = [run.reward for run in trajectories for call in run.calls if call.module == module and run.reward is not None]
+        metrics[f"reward/{module}"] = float(np.mean(own)) if own else 0.0
+    return metrics | {name: float(count) for name, count in grouping.counts.items()}
+
+
+class Validation(TrainerCallback):
+    """Scores the policy on the validation set before training and every few updates; keeps the best adapter."""
+
+    def __init__(self, run: TrainingRun):
+        self.run = run
+        self.folder = run.folder / "best"
+        self.file = run.folder / "validation.json"
+        self.scores: list[dict[str, float]] = []
+        self.best: dict[str, float] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step and self.file.exists():  # resumed: what was scored up to the checkpoint
+            kept = json.loads(self.file.read_text())
+            self.scores = [entry for entry in kept["scores"] if entry["step"] <= state.global_step]
+            self.best = kept["best"]
+        elif self.run.valset:
+            self._score(0)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        every = self.run.plan.settings.validate_every * self.run.plan.settings.iterations
+        if self.run.valset and (state.global_step % every == 0 or state.global_step == state.max_steps):
+            self._score(state.global_step)
+
+    def _score(self, step: int) -> None:
+        run = self.run
+        run.policy.sync()
+        scored = rollout.evaluate(run.programs[0], run.valset, policy=run.policy, metric=run.plan.metric, progress=f"validation at step {step}")
+        entry = {"step": float(step), "score": rollout.mean_score(scored)}
+        self.scores.append(entry)
+        if not self.best or entry["score"] > self.best["score"]:
+            run.policy.save_adapter(self.folder)
+            self.best = entry
+        write_json({"scores": self.scores, "best": self.best}, self.file)
+
+
+def _floats(entry: dict) -> dict[str, float]:
+    return {name: float(value) for name, value in entry.items() if isinstance(value, int | float | str) and _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return float(value) == float(value)
+    except ValueError:
+        return False

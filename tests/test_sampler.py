@@ -1,0 +1,305 @@
+"""The sampler against transformers' own generate, against the trainer's log-probabilities, and against chance."""
+
+import copy
+import random
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from factories import random_ids, row, shake, tiny_llama, tiny_mistral, tiny_qwen3, with_lora
+from scipy.stats import chisquare
+
+from mmgrpo.errors import UserError
+from mmgrpo.logprobs import completion_logprobs
+from mmgrpo.policy import sampler as sampler_module
+from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
+
+STOPS = tuple(range(10, 20))  # a tenth of the vocabulary, so that both ends of a completion occur
+MODELS = {"llama": tiny_llama, "qwen3": tiny_qwen3}
+
+
+def sampler_of(model, batch=64):
+    return TreeSampler(copy.deepcopy(model), STOPS, batch)
+
+
+def generated(model, request):
+    """Greedy continuation by transformers, the prompt alone in its batch."""
+    prompt = torch.tensor([request.prompt_ids])
+    out = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=request.max_tokens,
+        eos_token_id=list(STOPS), pad_token_id=0,
+    )  # fmt: skip
+    return tuple(out[0, len(request.prompt_ids) :].tolist())
+
+
+def prompts(kind):
+    trunk = random_ids(14, 0)
+    return {
+        "one": [trunk],
+        "shared trunk": [trunk + random_ids(length, length) for length in (1, 9, 4, 30, 2)],
+        "nothing shared": [random_ids(length, length) for length in (3, 12, 1, 25, 7)],
+        "nested": [trunk, trunk + random_ids(6, 1), trunk[:5], trunk, trunk[:1]],
+    }[kind]
+
+
+def greedy(prompt, max_tokens=24, **changes):
+    return SamplingRequest(tuple(prompt), max_tokens, 0.0, **changes)
+
+
+def sampled_requests():
+    """Requests that share much, a little or nothing, of many lengths, temperatures and truncations."""
+    choices = [{}, {"top_p": 0.8}, {"top_k": 5}, {"top_p": 0.9, "top_k": 20}]
+    every = [prompt for kind in ("shared trunk", "nothing shared", "nested") for prompt in prompts(kind)]
+    return [
+        SamplingRequest(
+            tuple(prompt), 5 + 3 * (place % 5), (0.6, 1.0, 1.4)[place % 3], seed=place, **choices[place % 4]
+        )
+        for place, prompt in enumerate(every)
+    ]
+
+
+def assert_same_completions(found, expected):
+    assert [one.ids for one in found] == [one.ids for one in expected]
+    assert [one.finish for one in found] == [one.finish for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["one", "shared trunk", "nothing shared", "nested"])
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_is_what_transformers_generates(name, kind):
+    model = MODELS[name]()
+    requests = [greedy(prompt, max_tokens=8 + 4 * place) for place, prompt in enumerate(prompts(kind))]
+    completions = sampler_of(model).generate(requests)
+    assert [one.ids for one in completions] == [generated(model, request) for request in requests]
+
+
+def test_attention_is_scaled_as_the_model_says():
+    model = tiny_llama()
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 1.0  # instead of one over the root of the head size
+    requests = [greedy(prompt) for prompt in prompts("nested")]
+    found = [one.ids for one in sampler_of(model).generate(requests)]
+    assert found == [generated(model, request) for request in requests]
+
+
+def test_prefill_in_many_blocks_changes_nothing(monkeypatch):
+    requests = sampled_requests()
+    whole = sampler_of(tiny_llama()).generate(requests)
+    monkeypatch.setattr(sampler_module, "PREFILL_BLOCK", 4)
+    assert_same_completions(sampler_of(tiny_llama()).generate(requests), whole)
+
+
+def test_completion_ends_at_a_stop_token_or_at_its_limit():
+    requests = sampled_requests()
+    completions = sampler_of(tiny_llama()).generate(requests)
+    assert {one.finish for one in completions} == {"stop", "length"}
+    for request, one in zip(requests, completions, strict=True):
+        assert len(one.ids) == len(one.logprobs)
+        assert not set(one.ids[:-1]) & set(STOPS)
+        if one.finish == "stop":
+            assert one.ids[-1] in STOPS
+            assert len(one.ids) <= request.max_tokens
+        else:
+            assert one.ids[-1] not in STOPS
+            assert len(one.ids) == request.max_tokens
+
+
+def test_stop_token_at_the_limit_is_a_stop():
+    first = sampler_of(tiny_llama()).generate([greedy(random_ids(4, 0), max_tokens=1)])[0]
+    stopped = TreeSampler(tiny_llama(), first.ids, 8).generate([greedy(random_ids(4, 0), max_tokens=1)])[0]
+    assert (first.finish, stopped.finish) == ("length", "stop")
+    assert first.ids == stopped.ids
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logprobs_are_those_that_the_trainer_computes(name):
+    model = MODELS[name]()
+    requests = sampled_requests() + [greedy(prompt) for prompt in prompts("nested")]
+    completions = sampler_of(model).generate(requests)
+    rows = [
+        row(request.prompt_ids, one.ids, request.temperature or 1.0)  # greedy tokens are scored at temperature 1
+        for request, one in zip(requests, completions, strict=True)
+    ]
+    with torch.no_grad():
+        expected = completion_logprobs(model, rows)
+    assert [p for one in completions for p in one.logprobs] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_result_of_a_request_does_not_depend_on_its_batch():
+    requests = sampled_requests()
+    together = sampler_of(tiny_llama()).generate(requests)
+    alone = [sampler_of(tiny_llama()).generate([request])[0] for request in requests]
+    assert_same_completions(together, alone)
+    for batch in (1, 4):
+        assert_same_completions(sampler_of(tiny_llama(), batch).generate(requests), alone)
+
+
+def test_result_of_a_request_does_not_depend_on_the_order():
+    requests = sampled_requests()
+    order = random.Random(0).sample(range(len(requests)), len(requests))
+    sampler = sampler_of(tiny_llama())
+    in_order = sampler.generate(requests)
+    permuted = sampler.generate([requests[index] for index in order])
+    assert_same_completions(permuted, [in_order[index] for index in order])
+
+
+def test_seed_decides_the_completion_and_zero_is_a_seed():
+    ask = SamplingRequest(random_ids(6, 0), 12, 1.0, seed=0)
+    first, again, other = sampler_of(tiny_llama()).generate([ask, ask, replace(ask, seed=1)])
+    assert first == again
+    assert first.ids != other.ids
+
+
+def test_top_k_of_one_is_greedy():
+    asked = [greedy(prompt) for prompt in prompts("nested")]
+    warm = [replace(request, temperature=1.3, top_k=1, seed=9) for request in asked]
+    sampler = sampler_of(tiny_llama())
+    assert [one.ids for one in sampler.generate(warm)] == [one.ids for one in sampler.generate(asked)]
+
+
+def test_no_requests_give_no_completions():
+    assert sampler_of(tiny_llama()).generate([]) == []
+
+
+# A vocabulary of five, so that four thousand draws show each probability. None of its tokens is a stop token.
+PROMPT = (1, 4, 2)
+DRAWS = 4000
+
+
+def five_words():
+    return tiny_llama(vocab_size=5, initializer_range=0.15, bos_token_id=None, eos_token_id=None)
+
+
+def probabilities(model, prompt, temperature):
+    with torch.no_grad():
+        return (model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1).numpy()
+
+
+def first_tokens(temperature=1.0, **changes):
+    asked = [SamplingRequest(PROMPT, 1, temperature, seed=seed, **changes) for seed in range(DRAWS)]
+    counts = Counter(one.ids[0] for one in sampler_of(five_words(), DRAWS).generate(asked))
+    return np.array([counts[token] for token in range(5)])
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_tokens_come_as_often_as_their_probability_says(temperature):
+    expected = probabilities(five_words(), PROMPT, temperature) * DRAWS
+    assert expected.min() > 5
+    assert chisquare(first_tokens(temperature), expected).pvalue > 0.01
+
+
+def test_pairs_of_tokens_come_as_often_as_their_probabilities_say():
+    model = five_words()
+    asked = [SamplingRequest(PROMPT, 2, 1.5, seed=seed) for seed in range(DRAWS)]
+    counts = Counter(one.ids for one in sampler_of(model, DRAWS).generate(asked))
+    first = probabilities(model, PROMPT, 1.5)
+    expected = np.array([first[token] * probabilities(model, (*PROMPT, token), 1.5) for token in range(5)]) * DRAWS
+    found = np.array([[counts[token, following] for following in range(5)] for token in range(5)])
+    assert expected.min() > 5
+    assert chisquare(found.ravel(), expected.ravel()).pvalue > 0.01
+
+
+def test_top_k_and_top_p_keep_the_likeliest_tokens_in_proportion():
+    likely = probabilities(five_words(), PROMPT, 1.0)
+    order = np.argsort(-likely)
+    for kept, changes in [
+        (2, {"top_k": 2}),
+        (2, {"top_p": likely[order[:2]].sum() - 0.01}),  # the smallest set that holds this much
+        (3, {"top_p": likely[order[:2]].sum() + 0.01}),
+        (1, {"top_p": 0.01}),
+        (1, {"top_k": 2, "top_p": likely[order[0]] / likely[order[:2]].sum() - 0.01}),  # top-p of what top-k left
+    ]:
+        found = first_tokens(**changes)
+        assert set(np.flatnonzero(found)) == set(order[:kept])
+        if kept > 1:
+            share = likely[order[:kept]] / likely[order[:kept]].sum()
+            assert chisquare(found[order[:kept]], share * DRAWS).pvalue > 0.01
+
+
+def test_logprobs_are_of_the_whole_vocabulary_whatever_is_cut():
+    one = sampler_of(five_words()).generate([SamplingRequest(PROMPT, 1, 0.7, top_k=2)])[0]
+    assert one.logprobs[0] == pytest.approx(np.log(probabilities(five_words(), PROMPT, 0.7)[one.ids[0]]), abs=1e-5)
+
+
+def test_followed_policy_answers_with_its_lora_weights():
+    model = tiny_llama()
+    policy = with_lora(model)
+    sampler = sampler_of(model)
+    asked = [greedy(prompt) for prompt in prompts("shared trunk")]
+    before = sampler.generate(asked)
+    for seed in (1, 2):  # and after an update, with the new ones alone
+        shake(policy, seed)
+        sampler.follow(policy)
+        found = [one.ids for one in sampler.generate(asked)]
+        assert found == [generated(policy, request) for request in asked]
+        assert found != [one.ids for one in before]
+
+
+def test_each_module_is_answered_with_its_own_adapter():
+    model = tiny_llama()
+    policy = with_lora(model, "plan", "write")
+    sampler = sampler_of(model)
+    sampler.follow(policy)
+    asked = [greedy(prompt, adapter=("plan", "write")[place % 2]) for place, prompt in enumerate(prompts("nested"))]
+    completions = sampler.generate(asked)
+    for request, one in zip(asked, completions, strict=True):
+        policy.set_adapter(request.adapter)
+        assert one.ids == generated(policy, request)
+    swapped = sampler.generate([replace(asked[0], adapter="write")])[0]
+    assert swapped.ids != completions[0].ids
+
+
+def test_saved_adapter_answers_as_it_did_in_training(tmp_path):
+    model = tiny_llama()
+    policy = with_lora(model)
+    asked = greedy(random_ids(9, 0))
+    expected = generated(policy, asked)
+    policy.save_pretrained(tmp_path)
+    sampler = TreeSampler(copy.deepcopy(model), STOPS, 8, model)
+    assert sampler.generate([replace(asked, weights=tmp_path)])[0].ids == expected
+    assert sampler.generate([asked])[0].ids == generated(model, asked) != expected  # untrained again
+    shake(policy, 1)  # trained on since
+    sampler.follow(policy)
+    trained, saved = sampler.generate([asked, replace(asked, weights=tmp_path)])
+    assert saved.ids == expected
+    assert trained.ids == generated(policy, asked) != expected
+
+
+def test_saved_adapters_of_modules_answer_for_their_module(tmp_path):
+    model = tiny_llama()
+    policy = with_lora(model, "plan", "write")
+    policy.save_pretrained(tmp_path)
+    sampler = TreeSampler(copy.deepcopy(model), STOPS, 8, model)
+    asked = [greedy(random_ids(9, 0), adapter=name, weights=tmp_path) for name in ("plan", "write")]
+    for request, one in zip(asked, sampler.generate(asked), strict=True):
+        policy.set_adapter(request.adapter)
+        assert one.ids == generated(policy, request)
+
+
+def test_bf16_sampler_stays_near_the_trainer():
+    model = tiny_llama()
+    requests = sampled_requests()
+    completions = TreeSampler(copy.deepcopy(model).to(torch.bfloat16), STOPS, 64).generate(requests)
+    rows = [row(asked.prompt_ids, one.ids, asked.temperature) for asked, one in zip(requests, completions, strict=True)]
+    with torch.no_grad():
+        expected = completion_logprobs(model, rows).numpy()
+    found = np.array([p for one in completions for p in one.logprobs])
+    assert 0 < np.abs(found - expected).mean() < 0.1
+
+
+def test_sampler_leaves_the_followed_policy_as_it_is():
+    policy = with_lora(tiny_llama())
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    sampler = sampler_of(tiny_llama())
+    sampler.follow(policy)
+    sampler.generate([greedy(random_ids(5, 0))])
+    assert all(torch.equal(weight, before[name]) for name, weight in policy.state_dict().items())
+    assert any(weight.requires_grad for weight in policy.parameters())
+
+
+def test_model_with_a_sliding_window_is_refused():
+    with pytest.raises(UserError, match="MistralForCausalLM has sliding-window"):
+        TreeSampler(tiny_mistral(window=6), STOPS, 8)
