@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan report lab bench test lock clean .venv
+.PHONY: help reproduce report lab test lock clean .venv
 
 help: ## list the targets
 	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
@@ -25,17 +25,11 @@ help: ## list the targets
 reproduce: .venv ## run the study: every strategy of PROFILE on TASKS, then its tables and figures
 	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS)
 
-plan: .venv ## say what `make reproduce` would run and what it would cost
-	$(PY) -m mmgrpo plan --profile $(PROFILE) --tasks $(TASKS)
-
 report: .venv ## write tables and figures again from the records in results/
-	$(PY) -m mmgrpo report
+	$(PY) -m mmgrpo report --profile $(PROFILE)
 
 lab: .venv ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
-
-bench: .venv ## measure this machine's speed
-	$(PY) -m mmgrpo bench
 
 # Tests see empty results and figures folders of their own, so that none reads or overwrites a study's.
 test: .venv ## run the tests, every notebook and the smoke grid

@@ -105,7 +105,10 @@ def test_quotes_commas_and_line_breaks_inside_a_text_survive(folder):
 
 def test_columns_may_stand_in_any_order(folder):
     folder("test.csv", "id,category,text\n1,top_up,add money\n2,lost_card,gone\n")
-    assert {(example.text, example.label) for example in load().test} == {("add money", "top_up"), ("gone", "lost_card")}
+    assert {(example.text, example.label) for example in load().test} == {
+        ("add money", "top_up"),
+        ("gone", "lost_card"),
+    }
 
 
 def test_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_column(folder):
@@ -116,14 +119,22 @@ def test_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_column(folder)
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("train.csv", "message,category\nhello,top_up\n", r"train.csv has no column 'text': its columns are \['message', 'category'\]"),
+        (
+            "train.csv",
+            "message,category\nhello,top_up\n",
+            r"train.csv has no column 'text': its columns are \['message', 'category'\]",
+        ),
         ("train.csv", "text;category\nhello;top_up\n", "train.csv has no column 'category'"),
         ("train.csv", "", "train.csv has no column 'category'"),
         ("train.csv", "text,category\nZürich,top_up\n".encode("latin-1"), "train.csv can't be read as UTF-8 CSV"),
         ("test.csv", "text,category\nadd money,topup\n", "test.csv, line 2: unknown label 'topup'; the 2 known ones"),
         ("test.csv", "text,category\nadd money\n", "test.csv, line 2: unknown label None"),
         ("test.csv", "text,category\ngone,lost_card\n   ,top_up\n", "test.csv, line 3: the text is empty"),
-        ("test.csv", "text,category\nadd money,top_up\n", "banking77 has 1 test rows, the profile wants 2: lower its split sizes"),
+        (
+            "test.csv",
+            "text,category\nadd money,top_up\n",
+            "banking77 has 1 test rows, the profile wants 2: lower its split sizes",
+        ),
         ("train.csv", "text,category\nhello,top_up\n", "banking77 has 1 training rows, the profile wants 3"),
         ("categories.json", "lost_card, top_up", "categories.json can't be read as UTF-8 JSON"),
         ("categories.json", '{"lost_card": 0}', "categories.json is no list of labels"),
@@ -164,7 +175,9 @@ def test_gold_label_scores_one_and_another_zero():
 
 
 def answered(example, splits, reply):
-    (run,) = rollout.evaluate(banking77.program(splits), [example], policy=scripted_lm(reply).policy, metric=banking77.metric)
+    (run,) = rollout.evaluate(
+        banking77.program(splits), [example], policy=scripted_lm(reply).policy, metric=banking77.metric
+    )
     return run
 
 
@@ -202,7 +215,9 @@ def test_real_data_has_77_labels(monkeypatch):
     splits = banking77.load(SplitSizes(train=250, valid=100, test=500))
     assert splits.source == "local"
     assert len(splits.labels) == 77
-    assert {example.label for split in (splits.train, splits.valid, splits.test) for example in split} <= set(splits.labels)
+    assert {example.label for split in (splits.train, splits.valid, splits.test) for example in split} <= set(
+        splits.labels
+    )
     labels = json.dumps(splits.labels)
     embedded = banking77._from_folder(paths.DATA / "banking77")
     assert not any(f'"{label}"' in labels for label in embedded[2])  # the embedded labels are our own

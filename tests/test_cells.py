@@ -135,8 +135,14 @@ def test_outputs_of_a_notebook_are_no_part_of_the_library(tmp_path):
     ("given", "sentence"),
     [
         (("smoke", "banking", MODEL, "vanilla"), "Unknown task 'banking'; allowed: .*did you mean 'banking77'"),
-        (("smoke", "banking77", "smolm2-135m", "vanilla"), "Unknown model 'smolm2-135m'; allowed: .*did you mean 'smollm2-135m'"),
-        (("smoke", "banking77", MODEL, "modul_grpo"), "Unknown strategy 'modul_grpo'; allowed: .*did you mean 'module_grpo'"),
+        (
+            ("smoke", "banking77", "smolm2-135m", "vanilla"),
+            "Unknown model 'smolm2-135m'; allowed: .*did you mean 'smollm2-135m'",
+        ),
+        (
+            ("smoke", "banking77", MODEL, "modul_grpo"),
+            "Unknown strategy 'modul_grpo'; allowed: .*did you mean 'module_grpo'",
+        ),
         (("smok", "banking77", MODEL, "vanilla"), "Unknown profile 'smok'; allowed: .*did you mean 'smoke'"),
     ],
 )

@@ -41,7 +41,10 @@ def call(monkeypatch, capsys):
     [
         (["grid", "--profile", "nope"], "mmgrpo: Unknown profile 'nope'; allowed: "),
         (["report", "--profile", "smokee"], "did you mean 'smoke'?"),
-        (["grid", "--profile", "smoke", "--tasks", "banking"], "has no task 'banking'; allowed: all, banking77; did you mean"),
+        (
+            ["grid", "--profile", "smoke", "--tasks", "banking"],
+            "has no task 'banking'; allowed: all, banking77; did you mean",
+        ),
         (["grid", "--profile", "smoke", "--tasks", ""], "mmgrpo: No task was named; allowed: all, banking77"),
     ],
 )

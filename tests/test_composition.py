@@ -1,5 +1,7 @@
 """MMGRPO inside dspy.BetterTogether, weights that stay with their program, and the interleaved schedule."""
 
+import tempfile
+
 import dspy
 import pytest
 from tiny_policy import RawAdapter, tiny_policy
@@ -14,6 +16,11 @@ SETTINGS = GRPOSettings(
     steps=2, inputs=2, rollouts=3, group_size=3, learning_rate=1e-2, warmup_steps=0, beta=0.0, max_grad_norm=1.0, validate_every=1
 )
 MIPRO = MIPROSettings(trials=1, fewshot_candidates=2, instruction_candidates=2, bootstrapped_demos=1, labeled_demos=1)
+
+
+@pytest.fixture(autouse=True)
+def _scratch(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 class Lenient(dspy.Module):
@@ -48,7 +55,8 @@ def test_better_together_runs_in_any_order(strategy):
     student.set_lm(policy.lm())
     prompts = dspy.BootstrapFewShot(metric=metric, max_bootstrapped_demos=1, max_labeled_demos=1)
     together = dspy.BetterTogether(metric=metric, p=prompts, w=optimizer())
-    best = together.compile(student, trainset=EXAMPLES, valset=EXAMPLES[:2], strategy=strategy, seed=1)
+    with dspy.context(lm=policy.lm()):  # BootstrapFewShot takes the predictors' own away while it works
+        best = together.compile(student, trainset=EXAMPLES, valset=EXAMPLES[:2], strategy=strategy, seed=1)
     assert not best.flag_compilation_error_occurred
     assert len(best.candidate_programs) == 1 + len(strategy.split(" -> "))
 

@@ -1,4 +1,4 @@
-"""The embedded model: nothing that isn't the pinned file is used, and a missing part is named. Nothing is downloaded."""
+"""The embedded model: only the pinned file is used, and a missing part is named. Nothing is downloaded."""
 
 import subprocess
 import zipfile
@@ -46,7 +46,9 @@ def test_hash_of_a_file(tmp_path):
 def test_wrong_hash_is_refused_in_a_sentence(tmp_path):
     file = tmp_path / "a.whl"
     file.write_bytes(b"abd")
-    with pytest.raises(UserError, match=f"a.whl has sha256 a52d15[0-9a-f]+, expected {ABC}: .*damaged.*pip cache purge"):
+    with pytest.raises(
+        UserError, match=f"a.whl has sha256 a52d15[0-9a-f]+, expected {ABC}: .*damaged.*pip cache purge"
+    ):
         embedded.check_hash(file, ABC)
 
 
@@ -101,7 +103,9 @@ def test_half_made_model_is_no_model(cache, pip):
 
 def test_missing_adapter_says_how_to_get_it_back(cache, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "POSTTRAINED_ADAPTER", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="adapter is missing at .*nowhere: restore it with `git checkout data/posttraining`"):
+    with pytest.raises(
+        UserError, match="adapter is missing at .*nowhere: restore it with `git checkout data/posttraining`"
+    ):
         embedded.posttrained()
 
 

@@ -104,7 +104,9 @@ def test_teacher_with_other_modules():
 def test_teacher_with_a_language_model_of_its_own():
     teacher = Pair()
     teacher.b.lm = dspy.LM("openai/gpt-4.1-mini")
-    refused(r"A teacher uses openai/gpt-4.1-mini, whose tokens can't be trained: call its set_lm\(None\)", teacher=teacher)
+    refused(
+        r"A teacher uses openai/gpt-4.1-mini, whose tokens can't be trained: call its set_lm\(None\)", teacher=teacher
+    )
 
 
 def test_rollouts_that_cannot_be_shared_equally():

@@ -12,7 +12,11 @@ from mmgrpo.posttraining import HELD_OUT_SUBJECTS, LABELS, lessons
 from mmgrpo.tasks import banking77
 
 FOLDER = paths.DATA / "posttraining"
-ROWS = [json.loads(line) for file in sorted(FOLDER.glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
+ROWS = [
+    json.loads(line)
+    for file in sorted(FOLDER.glob("*.jsonl"))
+    for line in file.read_text(encoding="utf-8").splitlines()
+]
 MARKER = re.compile(r"\[\[ ## (\w+) ## \]\]")
 
 
@@ -104,7 +108,9 @@ def test_no_held_out_subject_is_trained_on(both):
     train, _ = both
     held = [row for row in ROWS if row.get("subject") in HELD_OUT_SUBJECTS]
     texts = {row["text"] for row in held}
-    own = {row["label"] for row in held} - {row["label"] for row in ROWS if row.get("subject") not in (None, *HELD_OUT_SUBJECTS)}
+    own = {row["label"] for row in held} - {
+        row["label"] for row in ROWS if row.get("subject") not in (None, *HELD_OUT_SUBJECTS)
+    }
     assert len(texts) > 50 and len(own) > 5
     trained = "\n".join(message["content"] for lesson in train for message in lesson.prompt) + "\n".join(
         lesson.completion for lesson in train

@@ -115,7 +115,10 @@ def test_unknown_profile_names_the_likeliest():
     ("changes", "sentence"),
     [
         ({"sedes": [0]}, "unknown key 'sedes'; allowed: .*did you mean 'seeds'"),
-        ({"grpo": {"learning_rat": 1.0e-4}}, "unknown key 'grpo.learning_rat'; allowed: .*did you mean 'learning_rate'"),
+        (
+            {"grpo": {"learning_rat": 1.0e-4}},
+            "unknown key 'grpo.learning_rat'; allowed: .*did you mean 'learning_rate'",
+        ),
         (
             {"tasks": {"banking77": {"splits": {"source": "embedded", "train": 8, "vaild": 8, "valid": 8, "test": 8}}}},
             "unknown key 'tasks.banking77.splits.vaild'; allowed: .*did you mean 'valid'",

@@ -21,7 +21,9 @@ def one(example, prediction, trace=None):
     return 1.0
 
 
-def run(program, reply=lambda prompt, request: fields(a="yes"), *, chosen=None, rollouts=1, metric=one, seed=0, **options):
+def run(
+    program, reply=lambda prompt, request: fields(a="yes"), *, chosen=None, rollouts=1, metric=one, seed=0, **options
+):
     jobs = jobs_for(chosen or examples(), rollouts, seed)
     return rollout.run(program, jobs, lm=scripted_lm(reply), metric=metric, **options)
 

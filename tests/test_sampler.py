@@ -273,9 +273,10 @@ def test_saved_adapters_of_modules_answer_for_their_module(tmp_path):
     policy = with_lora(model, "plan", "write")
     policy.save_pretrained(tmp_path)
     sampler = TreeSampler(copy.deepcopy(model), STOPS, 8, model)
-    asked = [greedy(random_ids(9, 0), adapter=name, weights=tmp_path) for name in ("plan", "write")]
-    for request, one in zip(asked, sampler.generate(asked), strict=True):
-        policy.set_adapter(request.adapter)
+    modules = ("plan", "write")
+    asked = [greedy(random_ids(9, 0), weights=tmp_path / name) for name in modules]
+    for name, request, one in zip(modules, asked, sampler.generate(asked), strict=True):
+        policy.set_adapter(name)
         assert one.ids == generated(policy, request)
 
 

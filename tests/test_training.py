@@ -24,6 +24,7 @@ from mmgrpo.settings import GRPOSettings, SamplingSettings
 from mmgrpo.trainer import MAX_BAD_STEPS, Batch, check_trl
 from mmgrpo.training_run import TrainingRun, inputs_of_step
 
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_but_training():
     """Leave out what takes a third of a tiny run: model cards, and searching all libraries for garbage."""
@@ -585,7 +586,12 @@ def test_teacher_shares_the_groups_of_the_student(monkeypatch):
     log = compile_(tiny_policy(), optimizer(steps=1, rollouts=4, group_size=4), teacher=teacher).training_log
     assert log.curve[0]["rollouts"] == 8
     (student_runs, teacher_runs) = (result for _, _, result in runs.calls)
-    assert [run.rollout for run in student_runs] == [0, 2, 0, 2] and [run.rollout for run in teacher_runs] == [1, 3, 1, 3]
+    assert [run.rollout for run in student_runs] == [0, 2, 0, 2] and [run.rollout for run in teacher_runs] == [
+        1,
+        3,
+        1,
+        3,
+    ]
     policy = tiny_policy()
     for run, expected in ((student_runs[0], False), (teacher_runs[0], True)):
         assert ("TEACH ME" in policy.tokenizer.decode(run.calls[0].prompt_ids)) is expected

@@ -59,10 +59,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """The groups of one step, and what became of every call that was sampled."""
+    """The groups of one step, and what became of every call that was sampled.
+
+    `calls/grouped` and `calls/dropped_<reason>` add up to the calls of all runs, `calls/repeated` are copies; then
+    `groups/kept` and `groups/dropped_<reason>` say which groups teach, and `members/dropped_k_diverse` what was cut.
+    """
 
     groups: tuple[Group, ...]
-    counts: dict[str, int]  # calls by fate: grouped, repeated, dropped_<reason>; groups/kept, groups/dropped_<reason>
+    counts: dict[str, int]
 
 
 def module_groups(
@@ -89,6 +93,7 @@ def trajectory_groups(trajectories: Sequence[Trajectory], *, size: int, scale: S
     counts: Counter[str] = Counter()
     scored = _scored(trajectories, counts)
     groups = [Group((example,), tuple(Member(run, run.calls) for run in runs)) for example, runs in _by_example(scored)]
+    counts["calls/grouped"] = sum(len(member.calls) for group in groups for member in group.members)
     return _finish(groups, size, scale, counts)
 
 

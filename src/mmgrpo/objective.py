@@ -73,7 +73,7 @@ def policy_loss(
 
     GRPO: min(ω Â, clip(ω, 1-ε, 1+ε) Â), ω = exp(log p - log p_old).
     CISPO: sg(min(ω, ε_high)) Â log p (sg: no gradient).
-    KL: the k3 estimator p_ref/p - log(p_ref/p) - 1.
+    KL: the k3 estimator p_ref/p - log(p_ref/p) - 1, as the paper has it (TRL 1.16 multiplies it by ω by default).
     """
     ratio = torch.exp(logprobs - old_logprobs)
     if objective == "grpo":

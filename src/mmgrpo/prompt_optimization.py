@@ -54,6 +54,11 @@ class ProposerAdapter(dspy.ChatAdapter):
         self._count(proposal, usable=bool(parsed.get(PROPOSAL)))
         return parsed
 
+    def _call_postprocess(self, processed_signature, original_signature, outputs, *rest):
+        """An empty reply goes to `parse` as a blank; DSPy would raise before, and so end the whole search."""
+        outputs = [output or " " for output in outputs]
+        return super()._call_postprocess(processed_signature, original_signature, outputs, *rest)
+
     def _count(self, proposal: bool, *, usable: bool) -> None:
         if proposal:
             with self._lock:
@@ -77,7 +82,7 @@ def mipro(
     program.set_lm(lm)
     optimizer = dspy.MIPROv2(
         metric=metric,
-        prompt_model=lm.copy(temperature=settings.temperature),
+        prompt_model=lm.copy(temperature=settings.temperature, max_tokens=settings.proposal_tokens),
         task_model=lm,
         auto=None,
         num_candidates=settings.fewshot_candidates,

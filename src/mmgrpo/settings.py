@@ -64,6 +64,7 @@ class GRPOSettings(Settings):
     format_failure_reward: float = Field(-1.0, lt=0)  # of a run none of whose fields parsed; 0 is a wrong answer
     adapters: Literal["shared", "per_module"] = "shared"
     validate_every: int = Field(50, gt=0)  # steps; our choice
+    patience: int | None = Field(None, gt=0)  # stop after so many validations in a row without a better score
     token_budget: int = Field(4096, gt=0)  # distinct tokens of one forward pass; our choice
 
     @model_validator(mode="after")
@@ -83,6 +84,7 @@ class MIPROSettings(Settings):
     labeled_demos: int = Field(4, ge=0)
     minibatch: int | None = Field(None, gt=0)  # validation examples a trial; None scores each trial on all
     temperature: float = Field(1.0, gt=0)  # of the proposer
+    proposal_tokens: int = Field(512, gt=0)  # most tokens of one of its replies; our choice
 
 
 class FastSlowSettings(Settings):
@@ -115,6 +117,7 @@ class Profile(Settings):
     grpo: GRPOSettings = GRPOSettings()
     mipro: MIPROSettings = MIPROSettings()
     fast_slow: FastSlowSettings = FastSlowSettings()
+    tracker: Literal["none", "tensorboard", "wandb"] = "tensorboard"  # gets numbers only
     models_grpo: dict[str, dict] = {}  # what a model changes of `grpo`, as the paper does for Llama 3.1
     models_sampling: dict[str, dict] = {}  # likewise of `sampling`
 

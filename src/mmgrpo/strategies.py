@@ -115,6 +115,7 @@ def _grpo(ready: Study, program: dspy.Module, level: Level) -> Trained:
         sampling=ready.sampling,
         seed=ready.cell.seed,
         folder=ready.training_folder,
+        report_to=ready.profile.tracker,
     )
     with dspy.context(lm=ready.policy.lm()):
         trained = optimizer.compile(program, trainset=ready.splits.train, valset=ready.splits.valid)

@@ -181,6 +181,12 @@ class Validation(TrainerCallback):
         every = self.run.plan.settings.validate_every * self.run.plan.settings.iterations
         if self.run.valset and (state.global_step % every == 0 or state.global_step == state.max_steps):
             self._score(state.global_step)
+            control.should_training_stop |= self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.run.plan.settings.patience
+        later = [entry for entry in self.scores if entry["step"] > self.best["step"]]
+        return patience is not None and len(later) >= patience
 
     def _score(self, step: int) -> None:
         run = self.run

@@ -11,6 +11,7 @@ import torch
 from mmgrpo.errors import UserError, nearest
 from mmgrpo.policy import embedded
 from mmgrpo.policy.lm import PolicyEngine, PolicyLM
+from mmgrpo.policy.merging import adapter_name
 from mmgrpo.policy.sampler import TreeSampler
 from mmgrpo.settings import PolicySettings
 from mmgrpo.tree_attention import use_tree_attention
@@ -71,7 +72,7 @@ class Policy:
         if self._trainable is not None:
             self._base = self._trainable.unload()
         torch.manual_seed(self.seed if seed is None else seed)
-        adapters = {module: module.replace(".", "_") for module in modules}
+        adapters = {module: adapter_name(module) for module in modules}
         first, *others = list(adapters.values()) or ["default"]
         self._trainable = get_peft_model(self._base, lora, adapter_name=first)
         for name in others:

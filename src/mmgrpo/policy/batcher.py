@@ -67,7 +67,7 @@ class Batcher(Generic[Question, Answer]):
             self._waiting.append(ticket)
             self._last_arrival = time.monotonic()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="mmgrpo-batcher", daemon=True)
+                self._thread = threading.Thread(target=self._serve, name="mmgrpo-batcher")
                 self._thread.start()
             self._changed.notify_all()
         ticket.answered.wait()

@@ -11,6 +11,7 @@ import dspy
 from dspy.lm15 import ContextLengthError, Message, Request, Response, TextPart, Usage
 
 from mmgrpo.policy.batcher import Batcher
+from mmgrpo.policy.merging import adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
 from mmgrpo.policy.sampler import Completion, SamplingRequest, TreeSampler
 from mmgrpo.settings import PolicySettings
@@ -48,7 +49,6 @@ class PolicyEngine:
                 f"max_tokens {limit} that is over the context of {self.settings.context}: shorten the input or raise `context`."
             )
         temperature = 0.0 if config.temperature is None else config.temperature
-        tag = request.model.partition("@")[2]
         completion = self.batcher.ask(
             SamplingRequest(
                 prompt_ids=prompt_ids,
@@ -57,8 +57,7 @@ class PolicyEngine:
                 top_p=1.0 if config.top_p is None else config.top_p,
                 top_k=config.top_k,
                 seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature),
-                weights=self.folders[tag] if tag else None,
-                adapter=self.adapters.get(begun[1], "default") if begun and not tag else "default",
+                **self._weights(request, begun[1] if begun else ""),
             )
         )
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
@@ -81,8 +80,22 @@ class PolicyEngine:
         """The exact prompt token ids of a request, by the tokenizer's chat template."""
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages += [{"role": message.role, "content": message.text} for message in request.messages]
+        messages = [message | {"content": self._as_text(message["content"])} for message in messages]
         rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return tuple(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    def _as_text(self, content: str) -> str:
+        """Content in which the tokenizer's special tokens are ordinary text, so that no data row can fake a turn."""
+        for token in self.tokenizer.all_special_tokens:
+            content = content.replace(token, f"{token[:1]} {token[1:]}")
+        return content
+
+    def _weights(self, request: Request, module: str) -> dict:
+        """Whose weights answer: a saved adapter's, where the language model has one, or the policy's as they are."""
+        folder = self.folders.get(request.model.partition("@")[2])
+        if folder is not None:
+            return {"weights": folder}
+        return {"adapter": adapter_name(module) if self.adapters else "default"}
 
     def _outside_seed(self, prompt_ids: tuple[int, ...], temperature: float) -> int:
         with self._lock:

@@ -9,13 +9,21 @@ from torch import Tensor
 
 from mmgrpo.errors import UserError
 
+WEIGHTS = "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
+def adapter_name(module: str) -> str:
+    """The PEFT adapter of a module that has its own; PEFT allows no dots."""
+    return module.replace(".", "_")
+
+
 def deltas_of(peft_model, adapter: str) -> dict[str, Tensor]:
-    """What `adapter` adds to each linear layer, by the layer's name in the base model."""
+    """What `adapter` adds to each linear layer, by the layer's name in the base model; nothing where there is none."""
     from peft.tuners.lora import LoraLayer
 
+    if adapter not in peft_model.peft_config:
+        return {}
     layers = peft_model.get_base_model().named_modules()
     return {name: layer.get_delta_weight(adapter).detach() for name, layer in layers if isinstance(layer, LoraLayer)}
 
@@ -26,7 +34,7 @@ def deltas_in(folder: Path) -> dict[str, Tensor]:
 
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors = load_file(folder / WEIGHTS)
     except OSError as error:
         raise UserError(f"The adapter in {folder} can't be read ({error}): train it again.") from None
     scaling = config["lora_alpha"] / config["r"]

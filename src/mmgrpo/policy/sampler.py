@@ -1,11 +1,10 @@
 """Token ids in, token ids and log-probabilities out: batched sampling with every shared prefix computed once.
 
-The sampler owns a copy of the model, with the adapter of the policy it follows merged into its weights. One batch goes through
-two phases. Prefill: the prompts, merged into a prefix tree, pass once, each distinct token a single time.
-Decode: keys and values of the tokens that all prompts share stay one trunk; what follows is a branch for each
-row; finished rows leave the batch. Sampling is seeded call by call, so that a call's result depends
-neither on its neighbours nor on the order of the batch.
-Legend of shapes: R live rows, P trunk length, S branch length, H query heads, J key-value heads, E head size.
+The sampler owns a copy of the model, with the adapter of the policy it follows merged into its weights. One batch goes
+through two phases. Prefill: the prompts, merged into a prefix tree, pass once, each distinct token a single time.
+Decode: keys and values are spread out to the rows, which grow by one token a pass; finished rows leave the
+batch. Sampling is seeded call by call, so that a call's result depends neither on its neighbours nor on their order.
+Legend of shapes: R live rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from torch import Tensor
 
 from mmgrpo import prefix_tree
 from mmgrpo.errors import UserError
+from mmgrpo.policy.key_values import Rows, Prefilled
 from mmgrpo.policy.merging import deltas_in, deltas_of, original_weight
 from mmgrpo.prefix_tree import PrefixTree
-from mmgrpo.tree_attention import additive, forward_arguments, grouped_attention, use_tree_attention
+from mmgrpo.tree_attention import forward_arguments, use_tree_attention
 
 PREFILL_BLOCK = 512  # nodes a prefill pass
 
@@ -40,7 +40,7 @@ class SamplingRequest:
     top_k: int | None = None
     seed: int = 0
     weights: Path | None = None  # PEFT folder whose adapter answers; None: the followed policy
-    adapter: str = "default"  # which of the policy's adapters, where modules have their own
+    adapter: str = "default"  # the adapter of a module, where modules have their own; an unknown one adds nothing
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class TreeSampler:
         if self._merged == (weights, adapter):
             return
         if weights is not None:
-            deltas = deltas_in(weights if adapter == "default" else weights / adapter)
+            deltas = deltas_in(weights)
         else:
             deltas = {} if self._source is None else deltas_of(self._source, adapter)
         for name in {*self._changed, *deltas}:
@@ -110,7 +110,7 @@ class TreeSampler:
         rows = [_Row(request) for request in requests]
         tree = prefix_tree.build([request.prompt_ids for request in requests])
         prefilled, logits = self._prefill(tree)
-        memory = _Branches(prefilled, tree, max(request.max_tokens for request in requests))
+        memory = Rows(prefilled, tree, max(request.max_tokens for request in requests))
         live = list(range(len(rows)))
         while True:
             tokens = _choose(logits, [rows[index] for index in live])
@@ -123,10 +123,10 @@ class TreeSampler:
                 memory.keep(keep)
             logits = self._decode(memory, [rows[index].ids[-1] for index in live])
 
-    def _prefill(self, tree: PrefixTree) -> tuple[_Prefilled, Tensor]:
+    def _prefill(self, tree: PrefixTree) -> tuple[Prefilled, Tensor]:
         """Run the tree's nodes in depth-first blocks; keys and values of all nodes, and [rows, V] logits at row ends."""
         device = self.model.device
-        memory = _Prefilled(self.model.config, tree, self.model.dtype, device)
+        memory = Prefilled(self.model.config, tree, self.model.dtype, device)
         ends = np.array([path[-1] for path in tree.paths])
         logits: Tensor | None = None
         for queries, visible in tree.blocks(PREFILL_BLOCK):
@@ -143,7 +143,7 @@ class TreeSampler:
             logits[torch.from_numpy(here).to(device)] = out.float()
         return memory, logits
 
-    def _decode(self, memory: _Branches, tokens: list[int]) -> Tensor:
+    def _decode(self, memory: Rows, tokens: list[int]) -> Tensor:
         """One more token for each live row; [R, V] logits."""
         device = self.model.device
         positions = memory.advance()
@@ -213,100 +213,3 @@ def _truncate(probabilities: Tensor, requests: list[SamplingRequest]) -> Tensor:
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= mass[:, None] * ordered.sum(-1, keepdim=True), 0.0)
     return torch.zeros_like(probabilities).scatter(-1, index, ordered)
-
-
-class _Prefilled:
-    """Memory of the prefill: keys and values of all nodes of the prompts' tree, filled block by block."""
-
-    def __init__(self, config, tree: PrefixTree, dtype: torch.dtype, device: torch.device):
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 1, config.num_key_value_heads, len(tree), size)
-        self.tree = tree
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-
-    def enter(self, queries: range, visible: np.ndarray) -> None:
-        allowed = torch.from_numpy(self.tree.ancestors(np.arange(queries.start, queries.stop), visible))
-        self.queries = slice(queries.start, queries.stop)
-        self.visible = torch.from_numpy(visible).to(self.keys.device)
-        self.bias = additive(allowed.to(self.keys.device), self.keys.dtype)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        keys, values = self.keys[layer], self.values[layer]
-        keys[:, :, self.queries], values[:, :, self.queries] = key, value
-        return grouped_attention(query, keys.index_select(2, self.visible), values.index_select(2, self.visible), self.bias, scaling)
-
-
-class _Branches:
-    """Memory of the decode phase: one trunk that all rows share, and a padded branch for each live row."""
-
-    def __init__(self, prefilled: _Prefilled, tree: PrefixTree, room: int):
-        device = prefilled.keys.device
-        lengths = np.array([len(path) for path in tree.paths])
-        trunk = _shared_length(tree)
-        self.trunk_keys = prefilled.keys[:, 0, :, :trunk]  # [L, J, P, E]; the shared path is nodes 0 to P
-        self.trunk_values = prefilled.values[:, 0, :, :trunk]
-        longest = int(lengths.max()) - trunk
-        nodes = np.zeros((len(lengths), longest), np.int64)
-        for place, path in enumerate(tree.paths):
-            nodes[place, : len(path) - trunk] = path[trunk:]
-        gather = torch.from_numpy(nodes).to(device)
-        layers, _, heads, _, size = prefilled.keys.shape
-        shape = (layers, len(lengths), heads, longest + room, size)
-        self.keys = torch.zeros(shape, dtype=prefilled.keys.dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
-        for layer in range(layers):
-            self.keys[layer, :, :, :longest] = prefilled.keys[layer, 0][:, gather].transpose(0, 1)
-            self.values[layer, :, :, :longest] = prefilled.values[layer, 0][:, gather].transpose(0, 1)
-        self.trunk = trunk
-        self.lengths = torch.from_numpy(lengths - trunk).to(device)  # [R] tokens in each branch
-        self.rows = torch.arange(len(lengths), device=device)  # which slots of `keys` are live
-
-    def keep(self, places: list[int]) -> None:
-        """Let all rows but those at `places` go; memory follows once half of it is idle."""
-        chosen = torch.tensor(places, device=self.rows.device)
-        self.rows, self.lengths = self.rows[chosen], self.lengths[chosen]
-        if 2 * len(places) <= self.keys.shape[1]:
-            self.keys, self.values = self.keys[:, self.rows], self.values[:, self.rows]
-            self.rows = torch.arange(len(places), device=self.rows.device)
-
-    def advance(self) -> Tensor:
-        """Make room for one token a row and return its positions [R]."""
-        self.slots = self.lengths
-        self.lengths = self.lengths + 1
-        used = int(self.lengths.max())
-        beyond = torch.arange(used, device=self.rows.device)[None] >= self.lengths[:, None]
-        self.bias = additive(~beyond, torch.float32)[:, None, None]  # [R, 1, 1, S]
-        return self.slots + self.trunk
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1, H, R, E]: one softmax over trunk and branch, their scores computed apart."""
-        _, heads, live, size = query.shape
-        self.keys[layer, self.rows, :, self.slots] = key[0].transpose(0, 1)
-        self.values[layer, self.rows, :, self.slots] = value[0].transpose(0, 1)
-        used = self.bias.shape[-1]
-        keys, values = self.keys[layer, :, :, :used], self.values[layer, :, :, :used]
-        if len(self.rows) < keys.shape[0]:
-            keys, values = keys[self.rows], values[self.rows]
-        groups = keys.shape[1]  # J, spelled out as the trunk may be empty, for which reshape can't infer a size
-        shared = heads // groups
-        folded = query[0].reshape(groups, shared, live, size)  # [J, H/J, R, E]
-        by_row = folded.permute(2, 0, 1, 3)  # [R, J, H/J, E]
-        branch = torch.matmul(by_row, keys.transpose(-1, -2)).float() * scaling + self.bias  # [R, J, H/J, S]
-        by_head = folded.reshape(groups, shared * live, size)
-        trunk = torch.matmul(by_head, self.trunk_keys[layer].transpose(-1, -2)).float() * scaling  # [J, H/J·R, P]
-        trunk = trunk.reshape(groups, shared, live, self.trunk).permute(2, 0, 1, 3)  # [R, J, H/J, P]
-        share = torch.cat([trunk, branch], dim=-1).softmax(-1).to(values.dtype)
-        out = torch.matmul(share[..., self.trunk :], values)  # [R, J, H/J, E]
-        from_trunk = share[..., : self.trunk].permute(1, 2, 0, 3).reshape(groups, shared * live, self.trunk)
-        trunk_out = torch.matmul(from_trunk, self.trunk_values[layer]).reshape(groups, shared, live, size).permute(2, 0, 1, 3)
-        return (out + trunk_out).reshape(live, heads, size).transpose(0, 1)[None]
-
-
-def _shared_length(tree: PrefixTree) -> int:
-    """Tokens that all rows begin with, at least one short of the shortest row so that every branch has a token."""
-    shortest = min(len(path) for path in tree.paths)
-    same = 0
-    while same < shortest - 1 and all(path[same] == tree.paths[0][same] for path in tree.paths):
-        same += 1
-    return same
