@@ -31,13 +31,15 @@ report: .venv ## write tables and figures again from the records in results/
 lab: .venv ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
-# Tests see empty results and figures folders of their own, so that none reads or overwrites a study's.
-test: .venv ## run the tests, every notebook and the smoke grid
+# Tests see empty results and figures folders of their own, so that none reads or overwrites a study's. The notebooks
+# find the records that the grid has just made, and their stored outputs are those of the embedded data.
+test: .venv ## run the tests, the smoke grid and every notebook
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	export MMGRPO_RESULTS_DIR="$$scratch/results" MMGRPO_FIGURES_DIR="$$scratch/figures" && \
 	$(PY) -m pytest && \
-	$(PY) -m pytest --nbval --nbval-current-env notebooks && \
-	$(PY) -m mmgrpo grid --profile smoke --tasks all
+	unset MMGRPO_DATA_DIR && \
+	$(PY) -m mmgrpo grid --profile smoke --tasks all && \
+	$(PY) -m pytest --nbval --nbval-current-env notebooks
 
 .venv: .venv/.complete ## make the environment from the lock files
 

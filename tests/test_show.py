@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import random
 import warnings
-from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -25,16 +24,25 @@ ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
 
 
 class Tokenizer:
-    """One token a character; a chat template of angle brackets, as many real ones have."""
-
-    def apply_chat_template(self, messages, **kwargs) -> str:
-        return "".join(f"<|{message['role']}|>{message['content']}" for message in messages)
-
-    def __call__(self, text: str, **kwargs) -> dict[str, list[int]]:
-        return {"input_ids": [ord(character) for character in text]}
+    """One token a character."""
 
     def decode(self, ids) -> str:
         return "".join(map(chr, ids))
+
+
+class Policy:
+    """A policy without a model, whose chat template has angle brackets, as many real ones have."""
+
+    name, tokenizer = "fake", Tokenizer()
+    settings = profiles.load("smoke").policy_for("banking77")
+
+    @property
+    def engine(self) -> Policy:
+        return self
+
+    def render(self, request) -> list[int]:
+        turns = [("system", request.system), *((message.role, message.text) for message in request.messages)]
+        return [ord(character) for role, text in turns for character in f"<|{role}|>{text}"]
 
 
 def replying(text: str, reward: float | None = 1.0, prompt: str = "?"):
@@ -49,8 +57,7 @@ def study(strategy: str = "module_grpo") -> Study:
     profile, task = profiles.load("smoke"), tasks.get("banking77")
     splits = task.load(SplitSizes(train=8, valid=8, test=8))
     cell = cells.cell("smoke", "banking77", "smollm2-135m", strategy, 0)
-    policy = SimpleNamespace(settings=profile.policy_for("banking77"), tokenizer=Tokenizer())
-    return Study(cell, profile, task, splits, policy, task.program(splits))
+    return Study(cell, profile, task, splits, Policy(), task.program(splits))
 
 
 def test_a_reply_with_a_script_stays_text_wherever_it_is_shown():
@@ -64,7 +71,7 @@ def test_a_reply_with_a_script_stays_text_wherever_it_is_shown():
         (show.answers([example], before=[run]), 3),
         (show.lesson(lesson), 2),
         (show.program(dspy.Predict(dspy.Signature("text -> label", EVIL))), 1),
-        (show.prompt(dspy.Predict(dspy.Signature("text -> label", EVIL)), example, Tokenizer()), 2),
+        (show.prompt(dspy.Predict(dspy.Signature("text -> label", EVIL)), example, Policy()), 2),
     ):
         assert "<script" not in shown.data
         assert shown.data.count(ESCAPED) == times
@@ -154,7 +161,7 @@ def test_the_metric_gives_gold_full_marks_and_another_answer_none():
 
 def test_the_prompt_shown_is_the_rendered_one_with_its_length():
     ready = study()
-    shown = show.prompt(ready.program, ready.splits.train[0], ready.policy.tokenizer).data
+    shown = show.prompt(ready.program, ready.splits.train[0], ready.policy).data
     assert "&lt;|system|&gt;" in shown and " tokens</p>" in shown
 
 

@@ -89,9 +89,11 @@ def run(
             finally:
                 leave()
 
-        with policy.engine.batcher.workers(count) as leave, ThreadPoolExecutor(count) as pool:
+        batcher = policy.engine.batcher
+        with batcher.workers(count, driven=True) as leave, ThreadPoolExecutor(count) as pool:
             try:
                 futures = [pool.submit(contextvars.copy_context().run, work, leave) for _ in range(count)]
+                batcher.drive()
                 for future in futures:
                     future.result()
             finally:

@@ -16,12 +16,14 @@ import dspy
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
+from dspy.lm15 import Message, Request
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from mmgrpo import study as studies
 from mmgrpo.cells import Cell
 from mmgrpo.grouping import Group, Member
+from mmgrpo.policy import Policy
 from mmgrpo.posttraining import Lesson
 from mmgrpo.records import Record
 from mmgrpo.report import figures, frames, names, published, settings_table, writers
@@ -35,8 +37,7 @@ FULL = 2.0  # advantage, in deviations, from which on the colour is as strong as
 STRENGTH = 0.6  # of the strongest colour; black text stays readable on it
 PRE = '<pre style="white-space: pre-wrap; text-align: left; margin: 0">'
 ALWAYS, TRAINED, PROMPTED = ("splits.", "policy.context"), ("policy.lora", "sampling.", "grpo."), ("mipro.",)
-BOTH = (*TRAINED, *PROMPTED)
-USES = {"vanilla": (), "prompt_optimization": PROMPTED, "composition": BOTH, "fast_slow": BOTH}  # all others are trained
+USES = {"vanilla": (), "prompt_optimization": PROMPTED, "trajectory_grpo": TRAINED, "module_grpo": TRAINED}  # others: both
 
 
 class Markup(str):
@@ -48,7 +49,6 @@ def quiet() -> None:
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="peft|trl|torch")
     import datasets
     import transformers
 
@@ -60,7 +60,7 @@ def quiet() -> None:
 def settings(ready: Study) -> pd.DataFrame:
     """Ours beside the paper's: the settings that the cell's strategy uses and the paper states."""
     paper = published.settings()
-    used = (*ALWAYS, *USES.get(ready.cell.strategy, TRAINED))
+    used = (*ALWAYS, *USES.get(ready.cell.strategy, (*TRAINED, *PROMPTED)))
     rows = {
         key: {"ours": value, "paper": _of_paper(paper[key], ready.cell.task)}
         for key, value in settings_table.flatten(ready.settings()).items()
@@ -79,14 +79,14 @@ def program(shown: dspy.Module) -> HTML:
     return _table(rows)
 
 
-def prompt(shown: dspy.Module, example: dspy.Example, tokenizer: Any) -> HTML:
-    """The first module's prompt for an example, rendered by DSPy's adapter and the policy's chat template."""
+def prompt(shown: dspy.Module, example: dspy.Example, policy: Policy) -> HTML:
+    """The first module's prompt for an example, as DSPy's adapter and the policy render it."""
     name, predictor = shown.named_predictors()[0]
     inputs = {key: value for key, value in example.inputs().items() if key in predictor.signature.input_fields}
-    messages = dspy.ChatAdapter().format(predictor.signature, predictor.demos, inputs)
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return HTML(f"<p>{html.escape(name)}, {tokens} tokens</p>{_pre(text)}")
+    system, *turns = dspy.ChatAdapter().format(predictor.signature, predictor.demos, inputs)
+    messages = tuple(getattr(Message, turn["role"])(turn["content"]) for turn in turns)
+    ids = policy.engine.render(Request(policy.name, messages, system["content"]))
+    return HTML(f"<p>{html.escape(name)}, {len(ids)} tokens</p>{_pre(policy.tokenizer.decode(ids))}")
 
 
 def metric(ready: Study) -> pd.DataFrame:
@@ -205,9 +205,7 @@ def report(make: Callable[[Sequence[Record]], Table | Figure | None], found: Seq
     made = make(found)
     if made is None:
         return HTML("<p>None of these records has anything for this: no run was trained.</p>")
-    if isinstance(made, Figure):
-        return made
-    return Markdown(writers.markdown(made))
+    return made if isinstance(made, Figure) else Markdown(writers.markdown(made))
 
 
 def _table(rows: Sequence[dict[str, Any]], title: str = "") -> HTML:

@@ -29,19 +29,29 @@ class _Ticket(Generic[Question, Answer]):
 
 
 class Batcher(Generic[Question, Answer]):
-    """Runs `generate` on lists of questions, one list at a time, on a thread of its own."""
+    """Runs `generate` on lists of questions, one list at a time.
+
+    During a rollout the thread that started it generates (`drive`), so that sampling and training share one team of
+    torch's threads; two teams on one processor slow each other down. Other calls are served by a thread of our own.
+    """
 
     def __init__(self, generate: Callable[[Sequence[Question]], list[Answer]]):
         self._generate = generate
+        self._generating = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._last_arrival = 0.0
         self._workers = 0
+        self._driven = False
+        self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def workers(self, count: int) -> Iterator[Callable[[], None]]:
-        """Announce `count` workers; each calls the yielded function once, when it has no more work."""
+    def workers(self, count: int, *, driven: bool = False) -> Iterator[Callable[[], None]]:
+        """Announce `count` workers; each calls the yielded function once, when it has no more work.
+
+        `driven` promises a call of `drive` from inside.
+        """
         remaining = count
 
         def leave() -> None:
@@ -53,62 +63,96 @@ class Batcher(Generic[Question, Answer]):
 
         with self._changed:
             self._workers += count
+            self._driven = driven
         try:
             yield leave
         finally:
             with self._changed:
                 self._workers -= remaining
+                self._driven, self._broken = False, None
+                if self._waiting:  # calls from outside that came meanwhile
+                    self._start_thread()
                 self._changed.notify_all()
+
+    def drive(self) -> None:
+        """Generate on the calling thread until all workers have left; an interrupt reaches every waiting caller."""
+        try:
+            while batch := self._next_batch(until_workers_left=True):
+                self._answer(batch)
+        except BaseException as error:
+            with self._changed:
+                self._broken = error
+                waiting, self._waiting = self._waiting, []
+            _fail(waiting, error)
+            raise
 
     def ask(self, question: Question) -> Answer:
         """Wait for the batch that answers `question`; an error of the batch is raised for each of its callers."""
         ticket: _Ticket[Question, Answer] = _Ticket(question)
         with self._changed:
+            if self._broken is not None:
+                raise self._broken
             self._waiting.append(ticket)
             self._last_arrival = time.monotonic()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="mmgrpo-batcher")
-                self._thread.start()
+            self._start_thread()
             self._changed.notify_all()
         ticket.answered.wait()
         if ticket.error is not None:
             raise ticket.error
         return ticket.answer
 
+    def _start_thread(self) -> None:
+        if self._thread is None and not self._driven:
+            self._thread = threading.Thread(target=self._serve, name="mmgrpo-batcher")
+            self._thread.start()
+
     def _serve(self) -> None:
         while True:
             with self._changed:
-                batch = self._next_batch()
+                batch = self._next_batch(until_workers_left=False)
                 if not batch:
                     self._thread = None
                     return
-            try:
-                answers = self._generate([ticket.question for ticket in batch])
-                for ticket, answer in zip(batch, answers, strict=True):
-                    ticket.answer = answer
-            except BaseException as error:  # whatever it is, the callers must hear of it
-                for ticket in batch:
-                    ticket.error = error
-            for ticket in batch:
-                ticket.answered.set()
+            self._answer(batch)
 
-    def _next_batch(self) -> list[_Ticket]:
-        """All waiting tickets once it is time; empty after idling. Called with the lock held."""
+    def _answer(self, batch: list[_Ticket]) -> None:
+        try:
+            with self._generating:
+                answers = self._generate([ticket.question for ticket in batch])
+            for ticket, answer in zip(batch, answers, strict=True):
+                ticket.answer = answer
+        except Exception as error:  # whatever it is, the callers must hear of it
+            _fail(batch, error)
+        except BaseException as error:
+            _fail(batch, error)
+            raise
+        for ticket in batch:
+            ticket.answered.set()
+
+    def _next_batch(self, *, until_workers_left: bool) -> list[_Ticket]:
+        """All waiting tickets once it is time; empty when the workers have left, or after idling."""
         idle_since = time.monotonic()
-        while True:
-            if not self._waiting:
-                if self._workers == 0 and time.monotonic() - idle_since >= IDLE_SECONDS:
+        with self._changed:
+            while True:
+                if until_workers_left and not self._workers:
                     return []
-                self._changed.wait(IDLE_SECONDS)
-                continue
-            if self._workers:
-                if len(self._waiting) >= self._workers:
+                if not self._waiting:
+                    if not self._workers and time.monotonic() - idle_since >= IDLE_SECONDS:
+                        return []
+                    self._changed.wait(IDLE_SECONDS)
+                elif self._workers:
+                    if len(self._waiting) >= self._workers:
+                        break
+                    self._changed.wait()
+                elif (quiet := time.monotonic() - self._last_arrival) >= QUIET_SECONDS:
                     break
-                self._changed.wait()
-                continue
-            quiet = time.monotonic() - self._last_arrival
-            if quiet >= QUIET_SECONDS:
-                break
-            self._changed.wait(QUIET_SECONDS - quiet)
-        batch, self._waiting = self._waiting, []
-        return batch
+                else:
+                    self._changed.wait(QUIET_SECONDS - quiet)
+            batch, self._waiting = self._waiting, []
+            return batch
+
+
+def _fail(tickets: Sequence[_Ticket], error: BaseException) -> None:
+    for ticket in tickets:
+        ticket.error = error
+        ticket.answered.set()
