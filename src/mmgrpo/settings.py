@@ -116,7 +116,6 @@ class Profile(Settings):
     sampling: SamplingSettings = SamplingSettings()
     grpo: GRPOSettings = GRPOSettings()
     mipro: MIPROSettings = MIPROSettings()
-    fast_slow: FastSlowSettings = FastSlowSettings()
     tracker: Literal["none", "tensorboard", "wandb"] = "tensorboard"  # gets numbers only
     models_grpo: dict[str, dict] = {}  # what a model changes of `grpo`, as the paper does for Llama 3.1
     models_sampling: dict[str, dict] = {}  # likewise of `sampling`

@@ -2,7 +2,7 @@
 
 vanilla: the program as it is. prompt_optimization: MIPROv2. trajectory_grpo and module_grpo: the two groupings of
 mmGRPO. composition: MIPROv2's program, instructions and demonstrations fixed, then module-level GRPO under
-those very prompts (the paper's BetterTogether(PO, mmGRPO)). fast_slow: both in turns.
+those very prompts (the paper's BetterTogether(PO, mmGRPO)).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import dspy
 
 from mmgrpo import records, study
 from mmgrpo.errors import UserError
-from mmgrpo.fast_slow import fast_slow as interleave
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.prompt_optimization import mipro
 from mmgrpo.records import Record
@@ -89,24 +88,6 @@ def optimized_program(ready: Study, record: Record) -> dspy.Module:
     return program
 
 
-def fast_slow(ready: Study) -> Trained:
-    """Prompts and weights in turns under the rollout budget of module_grpo."""
-    done = interleave(
-        ready.program,
-        lm=ready.policy.lm(),
-        metric=ready.task.metric,
-        trainset=ready.splits.train,
-        valset=ready.splits.valid,
-        settings=ready.profile.fast_slow,
-        grpo=ready.grpo,
-        mipro_settings=ready.mipro,
-        sampling=ready.sampling,
-        seed=ready.cell.seed,
-        folder=ready.training_folder,
-    )
-    return Trained(done.program, done.curve, done.validation, {"budget": done.budget})
-
-
 def _grpo(ready: Study, program: dspy.Module, level: Level) -> Trained:
     optimizer = MMGRPO(
         ready.task.metric,
@@ -129,5 +110,4 @@ STRATEGIES: dict[str, Callable[[Study], Trained]] = {
     "trajectory_grpo": trajectory_grpo,
     "module_grpo": module_grpo,
     "composition": composition,
-    "fast_slow": fast_slow,
 }

@@ -64,7 +64,6 @@ class Study:
             "sampling": self.sampling.model_dump(),
             "grpo": self.grpo.model_dump(),
             "mipro": self.mipro.model_dump(),
-            "fast_slow": self.profile.fast_slow.model_dump(),
         }
 
     def evaluate(self, program: dspy.Module, split: Sequence[dspy.Example], title: str) -> list[Trajectory]:
