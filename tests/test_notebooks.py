@@ -14,10 +14,12 @@ from mmgrpo.cells import NOTEBOOK_OF
 
 CELL = ["profile", "task", "model", "seed"]
 PARAMETERS = dict.fromkeys(NOTEBOOK_OF.values(), CELL) | {
+    "00_quickstart.ipynb": ["steps", "seed"],
     "06_grid.ipynb": ["profile", "tasks"],
-    "07_posttraining.ipynb": ["train", "seed", "epochs", "batch", "learning_rate"],
+    "07_posttraining.ipynb": ["train", "seed", "updates", "batch", "learning_rate"],
     "08_report.ipynb": ["profile"],
 }
+THE_READERS_OWN = {"00_quickstart.ipynb": {"PlantCare", "__init__", "forward", "metric"}}  # a program and its metric
 MAX_LINES = 25  # of a code cell
 MAX_CODE = 150  # lines of code in a notebook
 MAX_BYTES = 300_000  # of a notebook with its outputs
@@ -67,7 +69,8 @@ def test_cells_are_short(file: Path):
 @every_notebook
 def test_no_cell_defines_what_a_test_could_not_reach(file: Path):
     nodes = [node for cell in code_cells(file) for node in ast.walk(ast.parse(cell.source))]
-    assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert defined == THE_READERS_OWN.get(file.name, set())
 
 
 @every_notebook
