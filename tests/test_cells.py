@@ -122,13 +122,13 @@ def test_outputs_of_a_notebook_are_no_part_of_the_library(tmp_path):
     notebook = new_notebook(cells=[new_markdown_cell("Some prose."), code])
     file = tmp_path / "a.ipynb"
     nbformat.write(notebook, file)
-    bare = cells._sources(file)
+    bare = cells._code(file)
     code.outputs = [new_output("stream", text="2")]
     nbformat.write(notebook, file)
-    assert cells._sources(file) == bare
+    assert cells._code(file) == bare
     code.source = "1 + 2"
     nbformat.write(notebook, file)
-    assert cells._sources(file) != bare
+    assert cells._code(file) != bare
 
 
 @pytest.mark.parametrize(

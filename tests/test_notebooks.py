@@ -85,9 +85,11 @@ def test_no_stored_output_is_an_error_or_a_warning(file: Path):
 
 
 @every_notebook
-def test_outputs_are_stored_without_run_counts(file: Path):
-    assert any(cell.outputs for cell in code_cells(file)), "run the notebook and store its outputs"
-    assert all(cell.execution_count is None for cell in code_cells(file)), "clear the run counts"
+def test_stored_outputs_are_of_one_run_from_top_to_bottom(file: Path):
+    """nbval takes a cell without a run count for one that was never run."""
+    cells = code_cells(file)
+    assert any(cell.outputs for cell in cells), "run the notebook and store its outputs"
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
 
 
 @every_notebook

@@ -55,13 +55,14 @@ class Cell:
         return tuple(Cell(self.profile, self.task, self.model, strategy, self.seed) for strategy in NEEDS.get(self.strategy, ()))
 
     def fingerprint(self) -> str:
-        """Hash of all that the cell's record depends on: settings, library, data, adapter and the cells it needs."""
+        """Hash of all that the cell's record depends on: settings, library, notebook, data, adapter and the cells it needs."""
         profile = profiles.load(self.profile)
         parts = [
             self.task, self.model, self.strategy, self.seed,
             profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
             profile.grpo_for(self.task, self.model).model_dump(), profile.sampling_for(self.model).model_dump(),
-            profile.mipro.model_dump(), library_hash(), str(paths.local_data()), [cell.fingerprint() for cell in self.needs],
+            profile.mipro.model_dump(), library_hash(), _code(self.notebook), str(paths.local_data()),
+            [cell.fingerprint() for cell in self.needs],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -105,17 +106,17 @@ def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
 
 @cache
 def library_hash() -> str:
-    """Hash of the library's files, its notebooks, its embedded data and adapter."""
+    """Hash of the library's files, its embedded data and adapter."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
     files = [f for f in package.glob("**/*.py") if "report" not in f.parts]
-    files += [*paths.NOTEBOOKS.glob("*.ipynb"), *paths.DATA.glob("**/*.csv"), *paths.DATA.glob("**/*.safetensors")]
+    files += [*paths.DATA.glob("**/*.csv"), *paths.DATA.glob("**/*.safetensors")]
     for file in sorted(files):
-        digest.update(file.name.encode() + (_sources(file) if file.suffix == ".ipynb" else file.read_bytes()))
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _sources(notebook: Path) -> bytes:
-    """The code of a notebook; its outputs don't count."""
+def _code(notebook: Path) -> list[str]:
+    """The code of a notebook; its prose and outputs don't count."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").encode()
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
