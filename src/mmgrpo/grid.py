@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmgrpo import paths, records, report, study
+from mmgrpo import paths, profiles, records, report, study
 from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 
+# What a cell of the laptop profile takes on 2 cores, to within a factor of two; a smoke cell takes about a minute.
 GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "trajectory_grpo": 400, "module_grpo": 400, "composition": 500}
+SMOKE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,11 @@ def _expected(waiting: Sequence[Cell]) -> float:
         except UserError:
             continue
         measured[record.profile, record.strategy] = sum(record.seconds.values())
-    return sum(measured.get((cell.profile, cell.strategy), GUESS_SECONDS.get(cell.strategy, 600)) for cell in waiting)
+    return sum(measured.get((cell.profile, cell.strategy), _guess(cell)) for cell in waiting)
+
+
+def _guess(cell: Cell) -> float:
+    return SMOKE_SECONDS if profiles.load(cell.profile).smoke else GUESS_SECONDS[cell.strategy]
 
 
 def _clock(seconds: float) -> str:
