@@ -13,7 +13,15 @@ from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, Sampl
 
 EXAMPLES = [dspy.Example(question=f"question {n}", answer=str(n)).with_inputs("question") for n in range(6)]
 SETTINGS = GRPOSettings(
-    steps=2, inputs=2, rollouts=3, group_size=3, learning_rate=1e-2, warmup_steps=0, beta=0.0, max_grad_norm=1.0, validate_every=1
+    steps=2,
+    inputs=2,
+    rollouts=3,
+    group_size=3,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    beta=0.0,
+    max_grad_norm=1.0,
+    validate_every=1,
 )
 MIPRO = MIPROSettings(trials=1, fewshot_candidates=2, instruction_candidates=2, bootstrapped_demos=1, labeled_demos=1)
 

@@ -97,7 +97,14 @@ def test_a_run_without_reward_or_calls_is_shown_with_a_dash():
 
 @pytest.mark.parametrize(
     ("advantage", "colour"),
-    [(0.0, "#ffffff"), (None, "#ffffff"), (float("nan"), "#ffffff"), (2.0, "#66aad1"), (9.0, "#66aad1"), (-2.0, "#f0c566")],
+    [
+        (0.0, "#ffffff"),
+        (None, "#ffffff"),
+        (float("nan"), "#ffffff"),
+        (2.0, "#66aad1"),
+        (9.0, "#66aad1"),
+        (-2.0, "#f0c566"),
+    ],
 )
 def test_advantages_go_from_blue_over_white_to_orange(advantage, colour):
     assert show.shade(advantage) == colour

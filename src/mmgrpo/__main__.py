@@ -31,7 +31,9 @@ def grid(profile: str = "laptop", tasks: str = "banking77") -> None:
         _say_files(running.write_report(profile))
     if failures:
         lines = [f"  {failure.cell.name}: {failure.reason}" for failure in failures]
-        raise UserError("\n".join([f"{len(failures)} of {len(todo)} cells failed; the same command runs them again:", *lines]))
+        raise UserError(
+            "\n".join([f"{len(failures)} of {len(todo)} cells failed; the same command runs them again:", *lines])
+        )
 
 
 @app.command()

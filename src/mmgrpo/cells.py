@@ -40,7 +40,14 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where the cell's record, checkpoints and executed notebook lie."""
-        return paths.results() / self.profile / self.task / self.model.replace("/", "--") / self.strategy / f"seed-{self.seed}"
+        return (
+            paths.results()
+            / self.profile
+            / self.task
+            / self.model.replace("/", "--")
+            / self.strategy
+            / f"seed-{self.seed}"
+        )
 
     @property
     def record(self) -> Path:
@@ -52,7 +59,9 @@ class Cell:
 
     @property
     def needs(self) -> tuple[Cell, ...]:
-        return tuple(Cell(self.profile, self.task, self.model, strategy, self.seed) for strategy in NEEDS.get(self.strategy, ()))
+        return tuple(
+            Cell(self.profile, self.task, self.model, strategy, self.seed) for strategy in NEEDS.get(self.strategy, ())
+        )
 
     def fingerprint(self) -> str:
         """Hash of all that the cell's record depends on: settings, library, notebook, data, adapter and the cells it needs."""
@@ -98,7 +107,9 @@ def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
         if name not in profile.tasks:
-            raise UserError(f"The profile {profile.name} has no task {name!r}; {nearest(name, ['all', *profile.tasks])}.")
+            raise UserError(
+                f"The profile {profile.name} has no task {name!r}; {nearest(name, ['all', *profile.tasks])}."
+            )
     if not names:
         raise UserError(f"No task was named; {nearest('', ['all', *profile.tasks])}.")
     return list(dict.fromkeys(names))

@@ -89,5 +89,9 @@ def fast_slow(
         lm = lm.with_weights(log.adapter)
         on_weights += steps * a_step
         curve += [entry | {"step": entry["step"] + before} for entry in log.curve]
-        validation += [entry | {"step": entry["step"] + before} for entry in log.validation if entry["step"] or not before]
-    return Interleaved(program, tuple(curve), tuple(validation), {"allowed": allowed, "prompts": on_prompts, "weights": on_weights})
+        validation += [
+            entry | {"step": entry["step"] + before} for entry in log.validation if entry["step"] or not before
+        ]
+    return Interleaved(
+        program, tuple(curve), tuple(validation), {"allowed": allowed, "prompts": on_prompts, "weights": on_weights}
+    )

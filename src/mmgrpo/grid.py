@@ -17,7 +17,13 @@ from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 
 # What a cell of the laptop profile takes on 2 cores, to within a factor of two; a smoke cell takes about a minute.
-GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "trajectory_grpo": 400, "module_grpo": 400, "composition": 500}
+GUESS_SECONDS = {
+    "vanilla": 90,
+    "prompt_optimization": 300,
+    "trajectory_grpo": 400,
+    "module_grpo": 400,
+    "composition": 500,
+}
 SMOKE_SECONDS = 60
 
 
@@ -33,7 +39,10 @@ def run(todo: Sequence[Cell]) -> list[Failure]:
     """Run all cells in order; those without an up-to-date record. Returns what failed."""
     failures: list[Failure] = []
     waiting = [cell for cell in todo if _finished(cell) is None]
-    print(f"{len(todo)} cells, {len(todo) - len(waiting)} finished before. About {_clock(_expected(waiting))} to go.", flush=True)
+    print(
+        f"{len(todo)} cells, {len(todo) - len(waiting)} finished before. About {_clock(_expected(waiting))} to go.",
+        flush=True,
+    )
     for place, cell in enumerate(waiting):
         lost = next((need for need in cell.needs if _finished(need) is None), None)
         if lost is not None:
@@ -82,7 +91,9 @@ def _refuse_without_parameters(notebook: Path) -> None:
 
     tags = [tag for c in nbformat.read(notebook, as_version=4).cells for tag in c.metadata.get("tags", [])]
     if "parameters" not in tags:
-        raise UserError(f"{notebook.name} has no cell tagged `parameters`: tag the one that sets profile, task, model and seed.")
+        raise UserError(
+            f"{notebook.name} has no cell tagged `parameters`: tag the one that sets profile, task, model and seed."
+        )
 
 
 def _finished(cell: Cell):

@@ -83,7 +83,9 @@ def module_groups(
             table = {place: calls for place, calls in table.items() if calls}
             padded = _pad(table, padding, rng, counts)
             for invocation in range(max(len(calls) for calls in padded.values())):
-                members = [Member(runs[p], (calls[invocation],)) for p, calls in padded.items() if invocation < len(calls)]
+                members = [
+                    Member(runs[p], (calls[invocation],)) for p, calls in padded.items() if invocation < len(calls)
+                ]
                 groups.append(Group((example, module, invocation), tuple(members)))
     return _finish(groups, size, scale, counts)
 
@@ -131,16 +133,22 @@ def _scored(trajectories: Sequence[Trajectory], counts: Counter[str]) -> list[Tr
     counts["calls/dropped_unscored"] += sum(len(run.calls) for run in trajectories if run.reward is None)
     for run in scored:
         if not np.isfinite(run.reward):
-            raise UserError(f"Run {run.rollout} of example {run.example} has reward {run.reward}: a reward is a finite number.")
+            raise UserError(
+                f"Run {run.rollout} of example {run.example} has reward {run.reward}: a reward is a finite number."
+            )
     return scored
 
 
 def _by_example(trajectories: Sequence[Trajectory]) -> list[tuple[str, list[Trajectory]]]:
     ordered = sorted(trajectories, key=lambda run: (run.example, run.rollout))
-    return [(example, [run for run in runs if run.calls]) for example, runs in groupby(ordered, key=lambda run: run.example)]
+    return [
+        (example, [run for run in runs if run.calls]) for example, runs in groupby(ordered, key=lambda run: run.example)
+    ]
 
 
-def _pad(table: dict[int, list[Call]], padding: Padding, rng: random.Random, counts: Counter[str]) -> dict[int, list[Call]]:
+def _pad(
+    table: dict[int, list[Call]], padding: Padding, rng: random.Random, counts: Counter[str]
+) -> dict[int, list[Call]]:
     """PadGroups: the calls of one module, run by run, brought to one length."""
     lengths = [len(calls) for calls in table.values()]
     counts["calls/grouped"] += sum(lengths)

@@ -52,7 +52,15 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
                 if call.completion_ids:
                     temperature = call.temperature or 1.0
                     rows.append(
-                        Row(call.prompt_ids, call.completion_ids, call.logprobs, temperature, member.advantage, weight, call.module)
+                        Row(
+                            call.prompt_ids,
+                            call.completion_ids,
+                            call.logprobs,
+                            temperature,
+                            member.advantage,
+                            weight,
+                            call.module,
+                        )
                     )
     return rows
 
@@ -79,7 +87,7 @@ def policy_loss(
     if objective == "grpo":
         bounded = ratio.clamp(1 - epsilon, 1 + epsilon)
         value = torch.minimum(ratio * advantages, bounded * advantages)
-        clipped = (bounded * advantages < ratio * advantages)
+        clipped = bounded * advantages < ratio * advantages
     else:
         value = ratio.clamp(max=epsilon_high).detach() * advantages * logprobs
         clipped = ratio > epsilon_high

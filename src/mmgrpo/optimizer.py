@@ -94,11 +94,17 @@ def _policy_lm_behind(student: dspy.Module) -> PolicyLM:
         raise UserError(f"The student is {student!r}; it must be a dspy.Module with at least one predictor.")
     predictors = student.predictors()
     if not predictors:
-        raise UserError(f"{type(student).__name__} has no predictors: there is nothing to train. Give it a dspy.Predict or dspy.ChainOfThought.")
+        raise UserError(
+            f"{type(student).__name__} has no predictors: there is nothing to train. Give it a dspy.Predict or dspy.ChainOfThought."
+        )
     lms = [predictor.lm if predictor.lm is not None else dspy.settings.lm for predictor in predictors]
     for lm in lms:
         if not isinstance(lm, PolicyLM):
-            found = "no language model is set" if lm is None else f"{type(lm).__name__}({getattr(lm, 'model', '')}) can't be trained here"
+            found = (
+                "no language model is set"
+                if lm is None
+                else f"{type(lm).__name__}({getattr(lm, 'model', '')}) can't be trained here"
+            )
             raise UserError(f"{found}: set one with dspy.configure(lm=mmgrpo.policy.load(...).lm()).")
     if len({(id(lm.policy), lm.weights) for lm in lms}) > 1:
         raise UserError("The student's predictors use different policies or adapters: MMGRPO trains one at a time.")
@@ -115,9 +121,13 @@ def _check(student: dspy.Module, teachers: list[dspy.Module], trainset: Sequence
             raise UserError(f"A teacher has the modules {others}, the student {names}: they must be the same.")
         for predictor in teacher.predictors():
             if predictor.lm is not None and not isinstance(predictor.lm, PolicyLM):
-                raise UserError(f"A teacher uses {predictor.lm.model}, whose tokens can't be trained: call its set_lm(None).")
+                raise UserError(
+                    f"A teacher uses {predictor.lm.model}, whose tokens can't be trained: call its set_lm(None)."
+                )
     if settings.rollouts % (1 + len(teachers)):
-        raise UserError(f"{settings.rollouts} rollouts can't be shared equally by {1 + len(teachers)} programs: change `rollouts`.")
+        raise UserError(
+            f"{settings.rollouts} rollouts can't be shared equally by {1 + len(teachers)} programs: change `rollouts`."
+        )
 
 
 @contextmanager

@@ -178,7 +178,9 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
         args=config,
         train_dataset=Dataset.from_list([lesson.as_row() for lesson in train]),
         processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(r=16, lora_alpha=64, lora_dropout=0.0, target_modules=projections, task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=64, lora_dropout=0.0, target_modules=projections, task_type="CAUSAL_LM"
+        ),
     )
     trainer.add_callback(_StopAfter(updates))
     checkpoints = Path(config.output_dir)

@@ -62,7 +62,9 @@ def build(rows: Sequence[Sequence[int]]) -> PrefixTree:
         paths[index] = np.array(previous, np.int64)
     for node in previous:
         leave[node] = len(tokens)
-    return PrefixTree(np.array(tokens, np.int64), np.array(positions, np.int64), np.array(leave, np.int64), tuple(paths))
+    return PrefixTree(
+        np.array(tokens, np.int64), np.array(positions, np.int64), np.array(leave, np.int64), tuple(paths)
+    )
 
 
 def pack(rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:

@@ -110,7 +110,9 @@ def mipro(
 def _trials(best: dspy.Module) -> tuple[dict[str, float], ...]:
     """Scores of the full evaluations, in the order of the trials."""
     logged = getattr(best, "trial_logs", {})
-    scores = [(number, log["full_eval_score"]) for number, log in logged.items() if log.get("full_eval_score") is not None]
+    scores = [
+        (number, log["full_eval_score"]) for number, log in logged.items() if log.get("full_eval_score") is not None
+    ]
     return tuple({"step": float(number), "score": score / 100} for number, score in sorted(scores))
 
 

@@ -77,7 +77,9 @@ def read(file: Path) -> Record:
     if _checksum(body) != checksum:
         raise UserError(f"The record {file} doesn't match its checksum: delete it and run its cell again.")
     if body.get("schema") != SCHEMA:
-        raise UserError(f"The record {file} has schema {body.get('schema')}, this version reads {SCHEMA}: run its cell again.")
+        raise UserError(
+            f"The record {file} has schema {body.get('schema')}, this version reads {SCHEMA}: run its cell again."
+        )
     scores = tuple(Score(**score) for score in body.pop("scores"))
     return Record(**body | {"scores": scores, "curve": tuple(body["curve"]), "validation": tuple(body["validation"])})
 

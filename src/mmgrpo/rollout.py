@@ -102,7 +102,14 @@ def run(
     return done
 
 
-def evaluate(program: dspy.Module, examples: Sequence[dspy.Example], *, policy: Policy, metric: Metric, progress: str | None = None):
+def evaluate(
+    program: dspy.Module,
+    examples: Sequence[dspy.Example],
+    *,
+    policy: Policy,
+    metric: Metric,
+    progress: str | None = None,
+):
     """Greedy runs, one an example. A run that didn't complete scores 0 (see `score`)."""
     return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
 
@@ -131,7 +138,9 @@ def _adapter() -> dspy.Adapter:
     return adapter
 
 
-def _run_one(program: dspy.Module, job: Job, settings: dict, metric: Metric, format_failure_reward: float) -> Trajectory:
+def _run_one(
+    program: dspy.Module, job: Job, settings: dict, metric: Metric, format_failure_reward: float
+) -> Trajectory:
     recorder = Recorder(program, job.seed)
     callbacks = [*(dspy.settings.callbacks or []), recorder]
     prediction, error, outcome, reward = None, None, "completed", None
@@ -162,7 +171,9 @@ def _run_one(program: dspy.Module, job: Job, settings: dict, metric: Metric, for
 def _number(value: Any) -> float:
     value = getattr(value, "score", value)
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise UserError(f"The metric returned {value!r}: a reward is a finite number, such as float(prediction.answer == example.answer).")
+        raise UserError(
+            f"The metric returned {value!r}: a reward is a finite number, such as float(prediction.answer == example.answer)."
+        )
     return float(value)
 
 

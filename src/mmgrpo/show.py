@@ -37,7 +37,12 @@ FULL = 2.0  # advantage, in deviations, from which on the colour is as strong as
 STRENGTH = 0.6  # of the strongest colour; black text stays readable on it
 PRE = '<pre style="white-space: pre-wrap; text-align: left; margin: 0">'
 ALWAYS, TRAINED, PROMPTED = ("splits.", "policy.context"), ("policy.lora", "sampling.", "grpo."), ("mipro.",)
-USES = {"vanilla": (), "prompt_optimization": PROMPTED, "trajectory_grpo": TRAINED, "module_grpo": TRAINED}  # others: both
+USES = {
+    "vanilla": (),
+    "prompt_optimization": PROMPTED,
+    "trajectory_grpo": TRAINED,
+    "module_grpo": TRAINED,
+}  # others: both
 
 
 class Markup(str):
@@ -74,7 +79,11 @@ def program(shown: dspy.Module) -> HTML:
     rows = []
     for name, predictor in shown.named_predictors():
         signature = predictor.signature
-        row = {"module": name, "instructions": _pre(signature.instructions), "inputs": ", ".join(signature.input_fields)}
+        row = {
+            "module": name,
+            "instructions": _pre(signature.instructions),
+            "inputs": ", ".join(signature.input_fields),
+        }
         rows.append(row | {"outputs": ", ".join(signature.output_fields), "demonstrations": len(predictor.demos)})
     return _table(rows)
 
@@ -94,7 +103,9 @@ def metric(ready: Study) -> pd.DataFrame:
     example = ready.splits.train[0]
     gold, *others = (dict(each.labels()) for each in ready.splits.train)
     tried = {"its own gold answer": gold, "another example's": next(each for each in others if each != gold)}
-    rows = [labels | {"score": ready.task.metric(example, dspy.Prediction(**labels), None)} for labels in tried.values()]
+    rows = [
+        labels | {"score": ready.task.metric(example, dspy.Prediction(**labels), None)} for labels in tried.values()
+    ]
     return pd.DataFrame(rows, index=list(tried))
 
 
@@ -113,17 +124,30 @@ def trajectory(run: Trajectory, tokenizer: Any = None) -> HTML:
     """One run, a row a call. With a tokenizer each prompt is there too, folded."""
     rows = []
     for call in run.calls:
-        row = {"module": call.module, "invocation": call.invocation, "tokens": len(call.completion_ids), "status": call.status}
-        folded = "" if tokenizer is None else _folded(f"prompt, {len(call.prompt_ids)} tokens", tokenizer.decode(call.prompt_ids))
+        row = {
+            "module": call.module,
+            "invocation": call.invocation,
+            "tokens": len(call.completion_ids),
+            "status": call.status,
+        }
+        folded = (
+            ""
+            if tokenizer is None
+            else _folded(f"prompt, {len(call.prompt_ids)} tokens", tokenizer.decode(call.prompt_ids))
+        )
         rows.append(row | {"reply": Markup(_pre(call.text) + folded)})
     error = "" if run.error is None else f" ({run.error})"
-    return _table(rows, f"run {run.rollout} of example {run.example}: {run.outcome}{error}, reward {_number(run.reward)}")
+    return _table(
+        rows, f"run {run.rollout} of example {run.example}: {run.outcome}{error}, reward {_number(run.reward)}"
+    )
 
 
 def groups(shown: Sequence[Group]) -> HTML:
     """A row a member: run, reply, length that normalises it, reward and advantage (blue above zero, orange below)."""
     if not shown:
-        return HTML("<p>No group: where all rewards of a group are equal there is nothing to learn, and it is left out.</p>")
+        return HTML(
+            "<p>No group: where all rewards of a group are equal there is nothing to learn, and it is left out.</p>"
+        )
     rows = []
     for group in shown:
         for place, member in enumerate(group.members):
@@ -149,7 +173,9 @@ def answers(examples: Sequence[dspy.Example], **columns: Sequence[Trajectory]) -
     for place, example in enumerate(examples):
         row = {"input": _pre(_fields(example.inputs())), "gold": _pre(_fields(example.labels()))}
         for name, run in ((name, runs[place]) for name, runs in columns.items()):
-            row[name] = _pre(f"reward {_number(run.reward)}, {run.outcome}\n\n{run.calls[-1].text if run.calls else ''}")
+            row[name] = _pre(
+                f"reward {_number(run.reward)}, {run.outcome}\n\n{run.calls[-1].text if run.calls else ''}"
+            )
         rows.append(row)
     return _table(rows)
 
@@ -173,7 +199,13 @@ def cells(listed: Sequence[Cell]) -> pd.DataFrame:
     rows = []
     for cell in listed:
         record = studies.finished(cell)
-        row = {"task": cell.task, "model": cell.model, "strategy": cell.strategy, "seed": cell.seed, "notebook": cell.notebook.name}
+        row = {
+            "task": cell.task,
+            "model": cell.model,
+            "strategy": cell.strategy,
+            "seed": cell.seed,
+            "notebook": cell.notebook.name,
+        }
         rows.append(row | {"test score": names.MISSING if record is None else writers.number(record.mean)})
     return pd.DataFrame(rows)
 
@@ -198,7 +230,9 @@ def losses(log: Sequence[dict[str, Any]]) -> HTML | Figure:
     return figure
 
 
-def report(make: Callable[[Sequence[Record]], Table | Figure | None], found: Sequence[Record]) -> HTML | Markdown | Figure:
+def report(
+    make: Callable[[Sequence[Record]], Table | Figure | None], found: Sequence[Record]
+) -> HTML | Markdown | Figure:
     """A table or figure of the report, or a sentence where the records have nothing for it."""
     if not found:
         return HTML("<p>No records of this profile yet: run <code>make reproduce PROFILE=…</code>, or notebook 06.</p>")

@@ -40,7 +40,9 @@ class Batch:
 class RowTrainer(GRPOTrainer):
     """Trains the policy on rows. `collect(step)` returns the batch of a step; it is asked once each `iterations`."""
 
-    def __init__(self, *, policy: Policy, settings: GRPOSettings, collect: Callable[[int], Batch], args: GRPOConfig, callbacks):
+    def __init__(
+        self, *, policy: Policy, settings: GRPOSettings, collect: Callable[[int], Batch], args: GRPOConfig, callbacks
+    ):
         check_trl()
         super().__init__(
             model=policy.trainable(),

@@ -68,7 +68,9 @@ class TrainingRun:
         """Train from the folder's last checkpoint, or from the start, to the last step."""
         modules = [name for name, _ in self.programs[0].named_predictors()]
         self._claim_folder()
-        self.policy.attach_adapters(modules if self.plan.settings.adapters == "per_module" else [], self.start, self.plan.seed)
+        self.policy.attach_adapters(
+            modules if self.plan.settings.adapters == "per_module" else [], self.start, self.plan.seed
+        )
         validation = Validation(self)
         trainer = RowTrainer(
             policy=self.policy,
@@ -101,7 +103,9 @@ class TrainingRun:
         file = self.folder / "run.json"
         if file.exists() and (found := json.loads(file.read_text())) != mine:
             other = ", ".join(name for name in mine if found.get(name) != mine[name])
-            raise UserError(f"{self.folder} holds another run (with other {other}): choose another folder, or delete this one.")
+            raise UserError(
+                f"{self.folder} holds another run (with other {other}): choose another folder, or delete this one."
+            )
         write_json(mine, file)
 
     def collect(self, step: int) -> Batch:
@@ -110,7 +114,12 @@ class TrainingRun:
         self.policy.sync()
         settings, sampling = self.plan.settings, self.plan.sampling
         lm = self.policy.lm(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
-        jobs = rollout.jobs_for(inputs_of_step(self.trainset, step, settings.inputs, self.plan.seed), settings.rollouts, self.plan.seed, step)
+        jobs = rollout.jobs_for(
+            inputs_of_step(self.trainset, step, settings.inputs, self.plan.seed),
+            settings.rollouts,
+            self.plan.seed,
+            step,
+        )
         trajectories = []
         for place, program in enumerate(self.programs):
             mine = [job for job in jobs if job.rollout % len(self.programs) == place]
@@ -126,7 +135,9 @@ class TrainingRun:
         if self.plan.level == "trajectory":
             return trajectory_groups(trajectories, size=settings.group_size, scale=settings.scale)
         rng = random.Random(seed_of(self.plan.seed, step, "padding"))
-        return module_groups(trajectories, padding=settings.padding, size=settings.group_size, scale=settings.scale, rng=rng)
+        return module_groups(
+            trajectories, padding=settings.padding, size=settings.group_size, scale=settings.scale, rng=rng
+        )
 
 
 def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, seed: int) -> list[dspy.Example]:
@@ -154,7 +165,9 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
         "group_std": float(np.mean([group.rewards.std() for group in grouping.groups])) if grouping.groups else 0.0,
     }
     for module in dict.fromkeys(call.module for call in calls):
-        own = [run.reward for run in trajectories for call in run.calls if call.module == module and run.reward is not None]
+        own = [
+            run.reward for run in trajectories for call in run.calls if call.module == module and run.reward is not None
+        ]
         metrics[f"reward/{module}"] = float(np.mean(own)) if own else 0.0
     return metrics | {name: float(count) for name, count in grouping.counts.items()}
 
@@ -191,7 +204,13 @@ class Validation(TrainerCallback):
     def _score(self, step: int) -> None:
         run = self.run
         run.policy.sync()
-        scored = rollout.evaluate(run.programs[0], run.valset, policy=run.policy, metric=run.plan.metric, progress=f"validation at step {step}")
+        scored = rollout.evaluate(
+            run.programs[0],
+            run.valset,
+            policy=run.policy,
+            metric=run.plan.metric,
+            progress=f"validation at step {step}",
+        )
         entry = {"step": float(step), "score": rollout.mean_score(scored)}
         self.scores.append(entry)
         if not self.best or entry["score"] > self.best["score"]:
@@ -201,7 +220,11 @@ class Validation(TrainerCallback):
 
 
 def _floats(entry: dict) -> dict[str, float]:
-    return {name: float(value) for name, value in entry.items() if isinstance(value, int | float | str) and _is_number(value)}
+    return {
+        name: float(value)
+        for name, value in entry.items()
+        if isinstance(value, int | float | str) and _is_number(value)
+    }
 
 
 def _is_number(value: object) -> bool:

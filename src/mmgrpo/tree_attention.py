@@ -51,9 +51,13 @@ def forward_arguments(memory: Memory, model: PreTrainedModel) -> dict:
     return {"memory": memory, "attention_mask": torch.zeros(1, 1, 1, 1, device=model.device), "use_cache": False}
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, memory: Memory | None = None, **kwargs):
+def _attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, memory: Memory | None = None, **kwargs
+):
     if memory is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     return memory.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
@@ -76,7 +80,14 @@ class TreeBlocks:
         self.blocks = []
         for queries, visible in tree.blocks():
             allowed = tree.ancestors(np.arange(queries.start, queries.stop), visible)
-            self.blocks.append((queries.start, queries.stop, torch.from_numpy(visible).to(device), torch.from_numpy(allowed).to(device)))
+            self.blocks.append(
+                (
+                    queries.start,
+                    queries.stop,
+                    torch.from_numpy(visible).to(device),
+                    torch.from_numpy(allowed).to(device),
+                )
+            )
         self._biases: dict[torch.dtype, list[Tensor]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -96,4 +107,3 @@ class TreeBlocks:
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where allowed, the lowest finite number elsewhere."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
-

@@ -109,7 +109,9 @@ class Policy:
         for name in self.engine.adapters.values() or ["default"]:
             file = (folder if name == "default" else folder / name) / "adapter_model.safetensors"
             if not file.exists():
-                raise UserError(f"{file} is missing: the weights in {folder} were trained with another setting of `adapters`.")
+                raise UserError(
+                    f"{file} is missing: the weights in {folder} were trained with another setting of `adapters`."
+                )
             set_peft_model_state_dict(self.trainable(), load_file(file), adapter_name=name)
         self.sync()
 
@@ -133,7 +135,9 @@ def load(name: str, settings: PolicySettings, seed: int) -> Policy:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The model {name} could not be loaded ({reason}): check the network and your access to it.") from None
+        raise UserError(
+            f"The model {name} could not be loaded ({reason}): check the network and your access to it."
+        ) from None
     return Policy(name, base.to(device), tokenizer, settings, seed)
 
 

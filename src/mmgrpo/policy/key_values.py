@@ -33,7 +33,9 @@ class Prefilled:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.queries], values[:, :, self.queries] = key, value
-        return grouped_attention(query, keys.index_select(2, self.visible), values.index_select(2, self.visible), self.bias, scaling)
+        return grouped_attention(
+            query, keys.index_select(2, self.visible), values.index_select(2, self.visible), self.bias, scaling
+        )
 
 
 class Rows:
@@ -79,7 +81,9 @@ class Rows:
         self.keys[layer, self.all, :, self.slots] = key[0].transpose(0, 1)
         self.values[layer, self.all, :, self.slots] = value[0].transpose(0, 1)
         keys, values = self.keys[layer, :, :, : self.used], self.values[layer, :, :, : self.used]
-        by_row = query[0].transpose(0, 1).reshape(live, groups, heads // groups, size)  # heads of a group are neighbours
+        by_row = (
+            query[0].transpose(0, 1).reshape(live, groups, heads // groups, size)
+        )  # heads of a group are neighbours
         bias = self.bias.expand(-1, -1, heads // groups, -1)
         out = scaled_dot_product_attention(by_row, keys, values, attn_mask=bias, scale=scaling)  # [R, J, H/J, E]
         return out.reshape(live, heads, size).transpose(0, 1)[None]

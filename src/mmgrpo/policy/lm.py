@@ -66,7 +66,9 @@ class PolicyEngine:
         if begun:
             slot, module, invocation, _ = begun
             status = "truncated" if completion.finish == "length" else "unread"
-            call = Call(module, invocation, prompt_ids, completion.ids, completion.logprobs, temperature, text, status, 0.0)
+            call = Call(
+                module, invocation, prompt_ids, completion.ids, completion.logprobs, temperature, text, status, 0.0
+            )
             recorder.end(slot, call)
         return Response(
             id=None,
@@ -114,7 +116,9 @@ class PolicyLM(dspy.LM):
         folder = None if weights is None else weights if adapter == "default" else weights / adapter
         tag = "" if folder is None else f"@{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         # A cache would not know which weights answered, and a retry would sample a reply that nothing recorded.
-        super().__init__(model=f"local/{policy.name}{tag}", engine=policy.engine, cache=False, num_retries=0, **sampling)
+        super().__init__(
+            model=f"local/{policy.name}{tag}", engine=policy.engine, cache=False, num_retries=0, **sampling
+        )
         self.policy = policy
         self.weights = weights
         if folder is not None:

@@ -66,8 +66,14 @@ class Recorder(BaseCallback):
         module = self._caller()
         with self._lock:
             for slot, call in enumerate(self._slots):
-                if call is not None and (call.module, call.text) == (module, text) and call.status in ("unread", "truncated"):
-                    status = "ok" if exception is None else "truncated" if call.status == "truncated" else "format_failure"
+                if (
+                    call is not None
+                    and (call.module, call.text) == (module, text)
+                    and call.status in ("unread", "truncated")
+                ):
+                    status = (
+                        "ok" if exception is None else "truncated" if call.status == "truncated" else "format_failure"
+                    )
                     self._slots[slot] = dataclasses.replace(call, status=status, parsed=parsed)
                     return
 

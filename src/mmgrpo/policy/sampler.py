@@ -114,7 +114,9 @@ class TreeSampler:
         live = list(range(len(rows)))
         while True:
             tokens = _choose(logits, [rows[index] for index in live])
-            finished = [index for index, token in zip(live, tokens, strict=True) if rows[index].take(token, self.stop_ids)]
+            finished = [
+                index for index, token in zip(live, tokens, strict=True) if rows[index].take(token, self.stop_ids)
+            ]
             if finished:
                 keep = [place for place, index in enumerate(live) if not rows[index].finish]
                 live = [live[place] for place in keep]
@@ -147,11 +149,15 @@ class TreeSampler:
         """One more token for each live row; [R, V] logits."""
         device = self.model.device
         positions = memory.advance()
-        return self.model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=positions[None],
-            **forward_arguments(memory, self.model),
-        ).logits[0].float()
+        return (
+            self.model(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=positions[None],
+                **forward_arguments(memory, self.model),
+            )
+            .logits[0]
+            .float()
+        )
 
 
 class _Row:

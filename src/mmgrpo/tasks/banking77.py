@@ -42,7 +42,9 @@ def program(splits: Splits) -> dspy.Module:
         "text": (str, dspy.InputField()),
         "label": (Literal[splits.labels], dspy.OutputField()),
     }
-    return dspy.ChainOfThought(dspy.Signature(fields, "Find the intent of the message that a customer sends to a bank."))
+    return dspy.ChainOfThought(
+        dspy.Signature(fields, "Find the intent of the message that a customer sends to a bank.")
+    )
 
 
 def metric(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> float:
@@ -54,7 +56,9 @@ def _from_folder(folder: Path) -> tuple[list[dspy.Example], list[dspy.Example], 
     """Read `train.csv`, `test.csv` (columns text, category) and `categories.json`."""
     for name in ("train.csv", "test.csv", "categories.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing: banking77 needs train.csv, test.csv and categories.json there.")
+            raise UserError(
+                f"{folder / name} is missing: banking77 needs train.csv, test.csv and categories.json there."
+            )
     labels = _labels(folder / "categories.json")
     return _read(folder / "train.csv", labels), _read(folder / "test.csv", labels), tuple(labels)
 
@@ -75,7 +79,9 @@ def _read(file: Path, labels: list[str]) -> list[dspy.Example]:
             reader = csv.DictReader(stream)
             missing = {"text", "category"} - set(reader.fieldnames or ())
             if missing:
-                raise UserError(f"{file} has no column {min(missing)!r}: its columns are {reader.fieldnames}, needed are text and category.")
+                raise UserError(
+                    f"{file} has no column {min(missing)!r}: its columns are {reader.fieldnames}, needed are text and category."
+                )
             return [_example(row["text"], row["category"], labels, f"{file}, line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file} can't be read as UTF-8 CSV ({error}): save it again in that encoding.") from None
@@ -93,7 +99,10 @@ def _from_hub() -> tuple[list[dspy.Example], list[dspy.Example], tuple[str, ...]
             "test.csv and categories.json."
         ) from None
     labels = sorted(set(rows["train"]["label_text"]))
-    sides = [[_example(r["text"], r["label_text"], labels, f"{HUB}, {side}") for r in rows[side]] for side in ("train", "test")]
+    sides = [
+        [_example(r["text"], r["label_text"], labels, f"{HUB}, {side}") for r in rows[side]]
+        for side in ("train", "test")
+    ]
     return sides[0], sides[1], tuple(labels)
 
 
