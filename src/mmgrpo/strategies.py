@@ -28,6 +28,7 @@ def run(ready: Study) -> Record:
     done = study.finished(ready.cell)
     if done is not None:
         return done
+    ready.policy.engine.tokens.clear()  # what a notebook sampled to show something is not the strategy's
     watch = Stopwatch()
     with watch.stage("optimize"):
         trained = STRATEGIES[ready.cell.strategy](ready)
