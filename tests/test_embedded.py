@@ -116,7 +116,7 @@ def test_merged_model_is_made_again_for_another_adapter(cache, monkeypatch, tmp_
     monkeypatch.setattr(embedded, "published", lambda: tmp_path)
 
     def merge(base, source, target):
-        merged.append((source / embedded.ADAPTER_FILE).read_bytes())
+        merged.append((source / embedded.WEIGHTS).read_bytes())
         target.mkdir()
         (target / "config.json").write_text("{}")
         return target
@@ -124,7 +124,7 @@ def test_merged_model_is_made_again_for_another_adapter(cache, monkeypatch, tmp_
     monkeypatch.setattr(embedded, "merge", merge)
     folders = []
     for content in (b"one", b"one", b"two"):
-        (adapter / embedded.ADAPTER_FILE).write_bytes(content)
+        (adapter / embedded.WEIGHTS).write_bytes(content)
         folders.append(embedded.posttrained())
     assert merged == [b"one", b"two"]
     assert folders[0] == folders[1] != folders[2]

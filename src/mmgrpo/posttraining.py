@@ -151,6 +151,9 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig
 
+    from mmgrpo.policy import PROJECTIONS
+    from mmgrpo.policy.merging import WEIGHTS
+
     train, _ = lessons(seed=seed)
     config = SFTConfig(
         output_dir=str(target.parent / "checkpoints"),
@@ -172,14 +175,13 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
         save_total_limit=1,
         report_to="none",
     )
-    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
     trainer = _reply_trainer_class()(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         args=config,
         train_dataset=Dataset.from_list([lesson.as_row() for lesson in train]),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(
-            r=16, lora_alpha=64, lora_dropout=0.0, target_modules=projections, task_type="CAUSAL_LM"
+            r=16, lora_alpha=64, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
         ),
     )
     trainer.add_callback(_StopAfter(updates))
@@ -188,7 +190,7 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
     trainer.model.peft_config["default"].base_model_name_or_path = PUBLISHED_NAME
     trainer.model.save_pretrained(target)
     (target / "README.md").unlink(missing_ok=True)  # a model card template
-    weights = target / "adapter_model.safetensors"
+    weights = target / WEIGHTS
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(weights).items()}, weights)
     return trainer.state.log_history
 

@@ -11,7 +11,7 @@ import torch
 from mmgrpo.errors import UserError, nearest
 from mmgrpo.policy import embedded
 from mmgrpo.policy.lm import PolicyEngine, PolicyLM
-from mmgrpo.policy.merging import adapter_name
+from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
 from mmgrpo.policy.sampler import TreeSampler
 from mmgrpo.settings import PolicySettings
 from mmgrpo.tree_attention import use_tree_attention
@@ -107,7 +107,7 @@ class Policy:
         from safetensors.torch import load_file
 
         for name in self.engine.adapters.values() or ["default"]:
-            file = (folder if name == "default" else folder / name) / "adapter_model.safetensors"
+            file = adapter_folder(folder, name) / WEIGHTS
             if not file.exists():
                 raise UserError(
                     f"{file} is missing: the weights in {folder} were trained with another setting of `adapters`."

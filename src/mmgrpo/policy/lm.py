@@ -11,7 +11,7 @@ import dspy
 from dspy.lm15 import ContextLengthError, Message, Request, Response, TextPart, Usage
 
 from mmgrpo.policy.batcher import Batcher
-from mmgrpo.policy.merging import adapter_name
+from mmgrpo.policy.merging import adapter_folder, adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
 from mmgrpo.policy.sampler import Completion, SamplingRequest, TreeSampler
 from mmgrpo.settings import PolicySettings
@@ -113,7 +113,7 @@ class PolicyLM(dspy.LM):
     """
 
     def __init__(self, policy, weights: Path | None = None, adapter: str = "default", **sampling):
-        folder = None if weights is None else weights if adapter == "default" else weights / adapter
+        folder = None if weights is None else adapter_folder(weights, adapter)
         tag = "" if folder is None else f"@{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         # A cache would not know which weights answered, and a retry would sample a reply that nothing recorded.
         super().__init__(

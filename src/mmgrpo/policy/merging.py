@@ -18,6 +18,11 @@ def adapter_name(module: str) -> str:
     return module.replace(".", "_")
 
 
+def adapter_folder(saved: Path, adapter: str) -> Path:
+    """Where PEFT puts an adapter when it saves a model to `saved`: there, or below where it has a name of its own."""
+    return saved if adapter == "default" else saved / adapter
+
+
 def deltas_of(peft_model, adapter: str) -> dict[str, Tensor]:
     """What `adapter` adds to each linear layer, by the layer's name in the base model; nothing where there is none."""
     from peft.tuners.lora import LoraLayer
