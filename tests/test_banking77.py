@@ -170,13 +170,13 @@ def test_program_is_one_chain_of_thought_module_that_lists_the_labels():
 
 def test_gold_label_scores_one_and_another_zero():
     example = banking77.load(ALL).test[0]
-    assert banking77.metric(example, dspy.Prediction(label=example.label)) == 1.0
-    assert banking77.metric(example, dspy.Prediction(label="something_else")) == 0.0
+    assert banking77.judge(example, dspy.Prediction(label=example.label)).score == 1.0
+    assert tasks.get("banking77").metric(example, dspy.Prediction(label="something_else")) == 0.0
 
 
 def answered(example, splits, reply):
     (run,) = rollout.evaluate(
-        banking77.program(splits), [example], policy=scripted_lm(reply).policy, metric=banking77.metric
+        banking77.program(splits), [example], policy=scripted_lm(reply).policy, metric=banking77.judge
     )
     return run
 
@@ -204,7 +204,7 @@ def test_field_markers_in_a_message_survive():
 
 
 def test_task_is_registered():
-    assert tasks.get("banking77") is banking77.TASK
+    assert tasks.get("banking77").title == "Banking77"
     with pytest.raises(UserError, match="Unknown task 'banking7'; allowed: .*did you mean 'banking77'"):
         tasks.get("banking7")
 

@@ -8,7 +8,7 @@ import dspy
 import pytest
 
 from mmgrpo import paths, posttraining
-from mmgrpo.posttraining import HELD_OUT_SUBJECTS, LABELS, lessons
+from mmgrpo.posttraining import HELD_OUT_SUBJECTS, INTENT_ROUNDS, LABELS, PROGRAM_ROUNDS, lessons
 from mmgrpo.tasks import banking77
 
 FOLDER = paths.DATA / "posttraining"
@@ -52,8 +52,16 @@ def words(text):
 
 def test_every_row_becomes_a_lesson(both):
     train, valid = both
-    assert len(train) + len(valid) == len(ROWS) == 1480
-    assert len(valid) == sum(row.get("subject") in HELD_OUT_SUBJECTS for row in ROWS) > 50
+    held_out = sum(row.get("subject") in HELD_OUT_SUBJECTS for row in ROWS)
+    programs = sum("lesson" in row for row in ROWS)
+    assert len(ROWS) == 1480 and len(valid) == held_out > 50
+    assert len(train) == INTENT_ROUNDS * (len(ROWS) - programs - held_out) + PROGRAM_ROUNDS * programs
+
+
+def test_lessons_of_a_sheet_are_neighbours_with_one_prompt_up_to_the_inputs(both):
+    train, _ = both
+    alike = [one.prompt[:-1] == other.prompt[:-1] for one, other in zip(train, train[1:], strict=False)]
+    assert sum(alike) / len(alike) > 0.7  # three of four neighbours in a sheet of four
 
 
 def test_lessons_are_the_same_for_a_seed_and_differ_for_another(tmp_path):
@@ -74,7 +82,7 @@ def test_prompts_are_chat_messages_that_end_with_the_user(both):
 
 def test_replies_parse_with_dspys_adapter_to_what_was_meant(rendered):
     adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
-    assert len(rendered) == len(ROWS)
+    assert len(rendered) > len(ROWS)
     for signature, _, outputs, lesson in rendered:
         assert adapter.parse(signature, lesson.completion) == outputs
 

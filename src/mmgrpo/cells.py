@@ -79,9 +79,11 @@ class Cell:
 def cell(profile: str, task: str, model: str, strategy: str, seed: int) -> Cell:
     """A checked cell; raises UserError naming what is allowed."""
     settings = profiles.load(profile)
-    tasks.get(task)
+    if task not in tasks.names():
+        raise UserError(f"Unknown task {task!r}; {nearest(task, tasks.names())}.")
     if task not in settings.tasks:
         raise UserError(f"The profile {profile} has no task {task!r}; {nearest(task, list(settings.tasks))}.")
+    tasks.get(task, settings.tasks[task].options)
     if model not in policy.names():
         raise UserError(f"Unknown model {model!r}; {nearest(model, policy.names())}.")
     if strategy not in NOTEBOOK_OF:

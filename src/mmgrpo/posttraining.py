@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 import dspy
-from transformers import TrainerCallback
 
 from mmgrpo import paths
 
 PUBLISHED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HELD_OUT_SUBJECTS = ("astronomy club", "bicycle repair shop")  # validation of the format, never trained on
-LABELS = (4, 14)  # fewest and most labels that a classification prompt offers
+INTENT_ROUNDS, PROGRAM_ROUNDS = 3, 1  # how often each row is rendered: messages with new labels each time
+SHEET = 4  # lessons that share their prompt up to the inputs
+LABELS = (4, 14)  # fewest and most labels that a classification prompt offers, the right ones of its sheet included
 SHARE_WITH_DEMOS = 0.3  # of the classification prompts
 SHARE_WITHOUT_REASONING = 0.1  # of the classification prompts; the rest is chain of thought
 
@@ -36,7 +37,6 @@ INTENT_INSTRUCTIONS = (
     "Choose exactly one label from the list. Think about what the writer needs, not about single words.",
     "Work out the purpose of the message, then copy the matching label letter by letter.",
 )
-CONCLUSIONS = ("The label is {}.", "So this is {}.", "That matches {}.", "The best fit is {}.", "This belongs to {}.")
 LESSON_INSTRUCTIONS = {
     "redact": "Write a request for an outside assistant that keeps the user's private details to yourself.",
     "respond": "Answer the user with the help of the outside assistant's reply.",
@@ -65,19 +65,39 @@ class Lesson:
 
 
 def lessons(folder: Path = paths.DATA / "posttraining", *, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """Training and validation lessons, shuffled; validation has the held-out subjects only."""
+    """Training and validation lessons; validation has the held-out subjects only, each row once.
+
+    Lessons that share a sheet (signature, labels, demonstrations) are neighbours, so that a batch computes their
+    common prompt once; sheets are shuffled. Every round draws its sheets anew.
+    """
     rng = random.Random(seed)
     rows = [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.open(encoding="utf-8")]
-    intents = [row for row in rows if "subject" in row]
-    by_subject: dict[str, list[dict]] = {}
-    for row in intents:
-        by_subject.setdefault(row["subject"], []).append(row)
-    train = [_program_lesson(row, rng) for row in rows if "lesson" in row]
-    train += [_intent_lesson(row, by_subject, rng) for row in intents if row["subject"] not in HELD_OUT_SUBJECTS]
-    valid = [_intent_lesson(row, by_subject, rng) for row in intents if row["subject"] in HELD_OUT_SUBJECTS]
+    programs: dict[tuple, list[dict]] = {}
+    subjects: dict[str, list[dict]] = {}
+    for row in rows:
+        if "lesson" in row:
+            programs.setdefault((row["lesson"], *_fields(row)), []).append(row)
+        else:
+            subjects.setdefault(row["subject"], []).append(row)
+    train, valid = [], []
+    for _ in range(INTENT_ROUNDS):
+        for subject, members in subjects.items():
+            if subject not in HELD_OUT_SUBJECTS:
+                train += [_intent_sheet(chunk, subjects, rng) for chunk in _chunks(members, rng)]
+    for _ in range(PROGRAM_ROUNDS):
+        for members in programs.values():
+            train += [_program_sheet(chunk, rng) for chunk in _chunks(members, rng)]
+    for subject in HELD_OUT_SUBJECTS:
+        valid += [_intent_sheet(chunk, subjects, rng) for chunk in _chunks(subjects.get(subject, []), rng)]
     rng.shuffle(train)
     rng.shuffle(valid)
-    return train, valid
+    return sum(train, []), sum(valid, [])
+
+
+def _chunks(rows: list[dict], rng: random.Random) -> list[list[dict]]:
+    """All rows in random order, a sheet's worth at a time."""
+    order = rng.sample(rows, len(rows))
+    return [order[start : start + SHEET] for start in range(0, len(order), SHEET)]
 
 
 def _render(signature: type[dspy.Signature], demos: list[dict], inputs: dict, outputs: dict) -> Lesson:
@@ -86,9 +106,9 @@ def _render(signature: type[dspy.Signature], demos: list[dict], inputs: dict, ou
     return Lesson(prompt=adapter.format(signature, demos, inputs), completion=reply)
 
 
-def _intent_lesson(row: dict, by_subject: dict[str, list[dict]], rng: random.Random) -> Lesson:
-    """A classification prompt with a random choice of labels, field names, instruction and demonstrations."""
-    labels = _choose_labels(row, by_subject, rng)
+def _intent_sheet(rows: list[dict], subjects: dict[str, list[dict]], rng: random.Random) -> list[Lesson]:
+    """Classification prompts of one random choice of labels, field names, instruction and demonstrations."""
+    labels = _choose_labels(rows, subjects, rng)
     source, target = rng.choice(INPUT_NAMES), rng.choice(OUTPUT_NAMES)
     fields = {source: (str, dspy.InputField()), target: (Literal[tuple(labels)], dspy.OutputField())}
     signature = dspy.Signature(fields, rng.choice(INTENT_INSTRUCTIONS))
@@ -97,51 +117,60 @@ def _intent_lesson(row: dict, by_subject: dict[str, list[dict]], rng: random.Ran
         signature = signature.prepend("reasoning", dspy.OutputField(desc="${reasoning}"), str)
 
     def outputs(example: dict, with_reasoning: bool) -> dict:
-        thought = f"{example['gist']} {rng.choice(CONCLUSIONS).format(example['label'])}"
+        thought = f"{example['gist']} The {target} is {example['label']}."
         return ({"reasoning": thought} if with_reasoning else {}) | {target: example["label"]}
 
     demos = []
     if rng.random() < SHARE_WITH_DEMOS:
-        pool = [r for r in by_subject[row["subject"]] if r["label"] in labels and r["text"] != row["text"]]
-        for demo in rng.sample(pool, rng.randint(1, 3)):
+        pool = [row for row in subjects[rows[0]["subject"]] if row["label"] in labels and row not in rows]
+        for demo in rng.sample(pool, min(rng.randint(1, 3), len(pool))):
             bootstrapped = reasoned and rng.random() < 0.7  # labelled demonstrations come without reasoning
             demos.append({source: demo["text"], **outputs(demo, bootstrapped)})
-    return _render(signature, demos, {source: row["text"]}, outputs(row, reasoned))
+    return [_render(signature, demos, {source: row["text"]}, outputs(row, reasoned)) for row in rows]
 
 
-def _choose_labels(row: dict, by_subject: dict[str, list[dict]], rng: random.Random) -> list[str]:
-    """The row's label among others of its subject, and of a second subject where more are wanted."""
-    size = rng.randint(*LABELS)
-    own = sorted({r["label"] for r in by_subject[row["subject"]]} - {row["label"]})
-    second = rng.choice(sorted(set(by_subject) - {row["subject"], *HELD_OUT_SUBJECTS}))
-    more = sorted({r["label"] for r in by_subject[second]} - {row["label"], *own})
+def _choose_labels(rows: list[dict], subjects: dict[str, list[dict]], rng: random.Random) -> list[str]:
+    """The rows' labels among others of their subject, and of a second subject where more are wanted."""
+    subject = rows[0]["subject"]
+    right = {row["label"] for row in rows}
+    own = sorted({row["label"] for row in subjects[subject]} - right)
+    second = rng.choice(sorted(set(subjects) - {subject, *HELD_OUT_SUBJECTS}))
+    more = sorted({row["label"] for row in subjects[second]} - {*right, *own})
     rng.shuffle(own)
     rng.shuffle(more)
-    chosen = [row["label"], *(own + more)[: size - 1]]
+    size = max(rng.randint(*LABELS), len(right))
+    chosen = [*sorted(right), *own, *more][:size]
     rng.shuffle(chosen)
     return chosen
 
 
-def _program_lesson(row: dict, rng: random.Random) -> Lesson:
-    """A lesson with several fields, types read off its values."""
+def _fields(row: dict) -> tuple[tuple[str, object], ...]:
+    """Names and types of a program lesson's fields, read off its values."""
 
     def kind(name: str, value: object) -> object:
         if name == "verdict":
             return Literal["supported", "refuted", "unknown"]
         return list[str] if isinstance(value, list) else str
 
-    fields = {name: (kind(name, value), dspy.InputField()) for name, value in row["inputs"].items()}
-    fields |= {name: (kind(name, value), dspy.OutputField()) for name, value in row["outputs"].items()}
-    instructions = LESSON_INSTRUCTIONS[row["lesson"]] if rng.random() < 0.7 else None
+    return tuple((name, kind(name, value)) for part in ("inputs", "outputs") for name, value in row[part].items())
+
+
+def _program_sheet(rows: list[dict], rng: random.Random) -> list[Lesson]:
+    """Lessons with several fields, all of one signature."""
+    inputs = set(rows[0]["inputs"])
+    fields = {
+        name: (kind, dspy.InputField() if name in inputs else dspy.OutputField()) for name, kind in _fields(rows[0])
+    }
+    instructions = LESSON_INSTRUCTIONS[rows[0]["lesson"]] if rng.random() < 0.7 else None
     signature = dspy.Signature(fields, instructions)
-    return _render(signature, [], row["inputs"], row["outputs"])
+    return [_render(signature, [], row["inputs"], row["outputs"]) for row in rows]
 
 
-def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: int, learning_rate: float) -> list[dict]:
+def train_adapter(base: Path, target: Path, *, seed: int, batch: int, learning_rate: float) -> list[dict]:
     """Fine-tune LoRA rank 16 on the lessons and save the adapter to `target`; returns the trainer's log.
 
-    The loss covers the replies alone. The learning rate falls by a cosine over one epoch, of which `updates` are
-    made. bf16 autocast, and the adapter is stored in bf16 (under 10 MB). Goes on from a checkpoint beside `target`.
+    The loss covers the replies alone. bf16 autocast, and the adapter is stored in bf16 (under 10 MB). Goes on from a
+    checkpoint beside `target`.
     """
     import torch
     from datasets import Dataset
@@ -153,15 +182,17 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
 
     from mmgrpo.policy import PROJECTIONS
     from mmgrpo.policy.merging import WEIGHTS
+    from mmgrpo.tree_attention import use_tree_attention
 
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    use_tree_attention(model)
     train, _ = lessons(seed=seed)
     config = SFTConfig(
         output_dir=str(target.parent / "checkpoints"),
         seed=seed,
         num_train_epochs=1,
-        # One row at a time: no padding, and logits only where a reply token is predicted.
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=batch,
+        per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential",  # keeps the lessons of a sheet together
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=10,
@@ -169,14 +200,14 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         max_length=2048,
-        logging_steps=5,
+        logging_steps=10,
         save_strategy="steps",
-        save_steps=40,
-        save_total_limit=1,
+        save_steps=50,
+        save_total_limit=2,
         report_to="none",
     )
     trainer = _reply_trainer_class()(
-        model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        model=model,
         args=config,
         train_dataset=Dataset.from_list([lesson.as_row() for lesson in train]),
         processing_class=AutoTokenizer.from_pretrained(base),
@@ -184,7 +215,6 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
             r=16, lora_alpha=64, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
         ),
     )
-    trainer.add_callback(_StopAfter(updates))
     checkpoints = Path(config.output_dir)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None)
     trainer.model.peft_config["default"].base_model_name_or_path = PUBLISHED_NAME
@@ -195,31 +225,34 @@ def train_adapter(base: Path, target: Path, *, seed: int, updates: int, batch: i
     return trainer.state.log_history
 
 
-class _StopAfter(TrainerCallback):
-    """Ends training after some updates, with the schedule that was planned for more."""
+@dataclass(frozen=True)
+class _Reply:
+    """What `completion_logprobs` needs of a lesson."""
 
-    def __init__(self, updates: int):
-        self.updates = updates
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.updates
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    temperature: float = 1.0
 
 
 def _reply_trainer_class() -> type:
-    import torch
     from trl import SFTTrainer
 
-    class ReplyTrainer(SFTTrainer):
-        """SFTTrainer that projects onto the vocabulary only where a reply token is predicted.
+    from mmgrpo.logprobs import completion_logprobs
 
-        On a CPU the stock loss scores every prompt position too, which takes three times as long.
+    class ReplyTrainer(SFTTrainer):
+        """SFTTrainer that computes prompts in common once, and the vocabulary only where a reply token is predicted.
+
+        On a CPU the stock loss, which pads and scores every prompt position too, takes several times as long.
         """
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            labels = inputs["labels"][0, 1:]
-            reply = (labels != -100).nonzero().squeeze(1)
-            logits = model(input_ids=inputs["input_ids"], logits_to_keep=reply, use_cache=False).logits[0]
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels[reply], reduction="sum")
-            return loss / (len(reply) if num_items_in_batch is None else num_items_in_batch)
+            replies = []
+            columns = (inputs["input_ids"], inputs["labels"], inputs["attention_mask"].bool())
+            for ids, labels, seen in zip(*columns, strict=True):
+                prompt = int((labels[seen] == -100).sum())
+                tokens = tuple(ids[seen].tolist())
+                replies.append(_Reply(tokens[:prompt], tokens[prompt:]))
+            count = sum(len(reply.completion_ids) for reply in replies)
+            return -completion_logprobs(model, replies).sum() / (num_items_in_batch or count)
 
     return ReplyTrainer

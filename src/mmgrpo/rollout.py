@@ -143,7 +143,7 @@ def _run_one(
 ) -> Trajectory:
     recorder = Recorder(program, job.seed)
     callbacks = [*(dspy.settings.callbacks or []), recorder]
-    prediction, error, outcome, reward = None, None, "completed", None
+    prediction, error, outcome, reward, details = None, None, "completed", None, {}
     with dspy.context(**settings, callbacks=callbacks, trace=None, **{SETTING: recorder}):
         try:
             prediction = program(**job.example.inputs())
@@ -160,12 +160,13 @@ def _run_one(
             outcome, error = "crashed", _sentence(raised)
         else:
             try:
-                reward = _number(metric(job.example, prediction, None))
+                judged = metric(job.example, prediction, None)
+                reward, details = _number(judged), getattr(judged, "details", {})
             except UserError:
                 raise
             except Exception as raised:  # likewise the metric's
                 outcome, error = "unscorable", _sentence(raised)
-    return Trajectory(example_id(job.example), job.rollout, recorder.calls, reward, outcome, error, prediction)
+    return Trajectory(example_id(job.example), job.rollout, recorder.calls, reward, outcome, error, prediction, details)
 
 
 def _number(value: Any) -> float:

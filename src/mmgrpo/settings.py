@@ -100,6 +100,7 @@ class TaskSettings(Settings):
     splits: SplitSizes
     max_tokens: int | None = Field(None, gt=0)
     grpo: dict = {}
+    options: dict = {}  # of the task itself, checked by its file in `tasks/`
 
 
 class Profile(Settings):

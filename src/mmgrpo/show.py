@@ -91,7 +91,7 @@ def program(shown: dspy.Module) -> HTML:
 def prompt(shown: dspy.Module, example: dspy.Example, policy: Policy) -> HTML:
     """The first module's prompt for an example, as DSPy's adapter and the policy render it."""
     name, predictor = shown.named_predictors()[0]
-    inputs = {key: value for key, value in example.inputs().items() if key in predictor.signature.input_fields}
+    inputs = {key: example.get(key, "(made by the program)") for key in predictor.signature.input_fields}
     system, *turns = dspy.ChatAdapter().format(predictor.signature, predictor.demos, inputs)
     messages = tuple(getattr(Message, turn["role"])(turn["content"]) for turn in turns)
     ids = policy.engine.render(Request(policy.name, messages, system["content"]))
@@ -99,14 +99,13 @@ def prompt(shown: dspy.Module, example: dspy.Example, policy: Policy) -> HTML:
 
 
 def metric(ready: Study) -> pd.DataFrame:
-    """The metric on the gold answer of the first training example, and on the answer of another one."""
-    example = ready.splits.train[0]
-    gold, *others = (dict(each.labels()) for each in ready.splits.train)
-    tried = {"its own gold answer": gold, "another example's": next(each for each in others if each != gold)}
-    rows = [
-        labels | {"score": ready.task.metric(example, dspy.Prediction(**labels), None)} for labels in tried.values()
-    ]
-    return pd.DataFrame(rows, index=list(tried))
+    """The judge on the first training example: given the right answer, and the right answer to another one."""
+    example, *others = ready.splits.train
+    right = ready.task.oracle(example)
+    wrong = next(answer for other in others if dict(answer := ready.task.oracle(other)) != dict(right))
+    judged = {"its own right answer": ready.task.judge(example, right), "another one's": ready.task.judge(example, wrong)}
+    rows = [{"score": each.score, "feedback": each.feedback} | each.details for each in judged.values()]
+    return pd.DataFrame(rows, index=list(judged))
 
 
 def toy_run(rollout: int, modules: str, reward: float | None) -> Trajectory:

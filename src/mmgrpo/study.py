@@ -60,6 +60,7 @@ class Study:
         """Every setting that the cell ran with, by the names of `settings.py`."""
         return {
             "splits": self.profile.tasks[self.cell.task].splits.model_dump(),
+            "task": self.profile.tasks[self.cell.task].options,
             "policy": self.policy.settings.model_dump(),
             "sampling": self.sampling.model_dump(),
             "grpo": self.grpo.model_dump(),
@@ -68,7 +69,7 @@ class Study:
 
     def evaluate(self, program: dspy.Module, split: Sequence[dspy.Example], title: str) -> list[Trajectory]:
         """Greedy runs of `program` on the examples of a split."""
-        return rollout.evaluate(program, split, policy=self.policy, metric=self.task.metric, progress=title)
+        return rollout.evaluate(program, split, policy=self.policy, metric=self.task.judge, progress=title)
 
 
 @dataclass
@@ -100,7 +101,7 @@ def prepare(profile: str, task: str, model: str, strategy: str, seed: int) -> St
     """Load data, policy and program of one cell."""
     cell = cells.cell(profile, task, model, strategy, seed)
     settings = profiles.load(profile)
-    what = tasks.get(task)
+    what = tasks.get(task, settings.tasks[task].options)
     splits = what.load(settings.tasks[task].splits)
     loaded = policy.load(model, settings.policy_for(task), seed)
     return Study(cell, settings, what, splits, loaded, what.program(splits))
@@ -121,7 +122,7 @@ def record_of(study: Study, trained: Trained, test: Sequence[Trajectory], watch:
         versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         commit=_commit(),
         machine=_machine(study.policy.precision),
-        scores=tuple(Score(run.example, rollout.score(run), run.outcome, {}) for run in test),
+        scores=tuple(Score(run.example, rollout.score(run), run.outcome, dict(run.details)) for run in test),
         curve=trained.curve,
         validation=trained.validation,
         seconds=dict(watch.seconds),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dspy
@@ -43,6 +43,7 @@ class Trajectory:
     outcome: Outcome
     error: str | None = None  # why the run did not complete, or could not be scored
     prediction: Any = None  # the program's output, for showing
+    details: dict[str, float] = field(default_factory=dict)  # parts of the reward, where the metric tells them
 
     @property
     def tokens(self) -> int:

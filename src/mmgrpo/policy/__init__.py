@@ -16,7 +16,7 @@ from mmgrpo.policy.sampler import TreeSampler
 from mmgrpo.settings import PolicySettings
 from mmgrpo.tree_attention import use_tree_attention
 
-EMBEDDED = {"smollm2-135m": embedded.posttrained}
+EMBEDDED = {"smollm2-135m": embedded.posttrained, "smollm2-135m-published": embedded.published}
 HUB_REVISIONS = {  # pinned; a hub model that isn't listed is refused
     "Qwen/Qwen3-0.6B": "c1899de289a04d12100db370d81485cdf75e47ca",
     "Qwen/Qwen3-8B": "b968826d9c46dd6066d109eabc6255188de91218",

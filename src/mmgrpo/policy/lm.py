@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import dspy
@@ -26,7 +27,7 @@ class PolicyEngine:
         self.tokenizer = tokenizer
         self.settings = settings
         self.seed = seed
-        self.batcher: Batcher[SamplingRequest, Completion] = Batcher(sampler.generate)
+        self.batcher: Batcher[tuple[TreeSampler, SamplingRequest], Completion] = Batcher(_generate)
         self.adapters: dict[str, str] = {}  # module name to adapter, where modules have their own
         self.folders: dict[str, Path] = {}  # adapters that have a language model of their own, by tag
         self.tokens: Counter[str] = Counter()  # prompt and completion tokens so far
@@ -49,17 +50,16 @@ class PolicyEngine:
                 f"max_tokens {limit} that is over the context of {self.settings.context}: shorten the input or raise `context`."
             )
         temperature = 0.0 if config.temperature is None else config.temperature
-        completion = self.batcher.ask(
-            SamplingRequest(
-                prompt_ids=prompt_ids,
-                max_tokens=limit,
-                temperature=temperature,
-                top_p=1.0 if config.top_p is None else config.top_p,
-                top_k=config.top_k,
-                seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature),
-                **self._weights(request, begun[1] if begun else ""),
-            )
+        wanted = SamplingRequest(
+            prompt_ids=prompt_ids,
+            max_tokens=limit,
+            temperature=temperature,
+            top_p=1.0 if config.top_p is None else config.top_p,
+            top_k=config.top_k,
+            seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature),
+            **self._weights(request, begun[1] if begun else ""),
         )
+        completion = self._batcher().ask((self.sampler, wanted))
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         with self._lock:
             self.tokens.update(prompt=len(prompt_ids), completion=len(completion.ids), calls=1)
@@ -77,6 +77,11 @@ class PolicyEngine:
             finish_reason=completion.finish,
             usage=Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.ids)),
         )
+
+    def _batcher(self) -> Batcher:
+        """That of the policy in use: a local model which a program calls besides waits and runs with the policy."""
+        current = dspy.settings.lm
+        return current.policy.engine.batcher if isinstance(current, PolicyLM) else self.batcher
 
     def render(self, request: Request) -> tuple[int, ...]:
         """The exact prompt token ids of a request, by the tokenizer's chat template."""
@@ -103,6 +108,15 @@ class PolicyEngine:
         with self._lock:
             self._repeats[prompt_ids] += 1
             return seed_of(self.seed, prompt_ids, temperature, self._repeats[prompt_ids])
+
+
+def _generate(questions: Sequence[tuple[TreeSampler, SamplingRequest]]) -> list[Completion]:
+    """Answers in order, the questions of one sampler together."""
+    answers: dict[int, Completion] = {}
+    for sampler in dict.fromkeys(sampler for sampler, _ in questions):
+        mine = [place for place, (asked, _) in enumerate(questions) if asked is sampler]
+        answers.update(zip(mine, sampler.generate([questions[place][1] for place in mine]), strict=True))
+    return [answers[place] for place in range(len(questions))]
 
 
 class PolicyLM(dspy.LM):

@@ -1,15 +1,22 @@
-"""A task: program, data, metric and facts. One file each beside this one; `TASKS` names them all."""
+"""A task: program, data, judge and facts. One file each beside this one, named as the task is.
+
+A task's file has a function `task(options)` that returns its `Task`, and a settings class `Options` for what a
+profile may say of it under `options`. Adding a task is adding such a file and an entry in a profile.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import pkgutil
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+from pydantic import ValidationError
 
 from mmgrpo.errors import UserError, nearest
 from mmgrpo.settings import SplitSizes
@@ -35,6 +42,15 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one prediction."""
+
+    score: float  # in [0, 1]
+    feedback: str  # what was right or wrong and what would be better, for prompt optimizers that read
+    details: dict[str, float] = field(default_factory=dict)  # parts of the score by name (leakage, recall by hop, ...)
+
+
+@dataclass(frozen=True)
 class Task:
     """What a study needs to know of a task."""
 
@@ -42,20 +58,35 @@ class Task:
     title: str
     load: Callable[[SplitSizes], Splits]
     program: Callable[[Splits], dspy.Module]
-    metric: Callable[..., Any]  # metric(example, prediction, trace=None) -> number in [0, 1]
+    judge: Callable[..., Judgement]  # judge(example, prediction, trace=None)
+    oracle: Callable[[dspy.Example], dspy.Prediction]  # what a program that knows the answer returns
+    chance: Callable[[Splits], float]  # score in [0, 1] to expect of a guess that ignores the input
     paper_sizes: tuple[int, int]  # training and evaluation examples in the paper
     citation: str
     licence: str
 
+    def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        """The score alone, in [0, 1], as DSPy's optimizers want it."""
+        return self.judge(example, prediction, trace).score
 
-def get(name: str) -> Task:
-    """The task `name`; raises UserError for an unknown one."""
-    from mmgrpo.tasks import banking77
 
-    tasks = {task.name: task for task in (banking77.TASK,)}
-    if name not in tasks:
-        raise UserError(f"Unknown task {name!r}; {nearest(name, list(tasks))}.")
-    return tasks[name]
+def names() -> list[str]:
+    """All tasks that there are."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def get(name: str, options: dict[str, Any] | None = None) -> Task:
+    """The task `name` with a profile's options; raises UserError for an unknown task or option. Loads nothing yet."""
+    if name not in names():
+        raise UserError(f"Unknown task {name!r}; {nearest(name, names())}.")
+    module = importlib.import_module(f"{__name__}.{name}")
+    try:
+        return module.task(module.Options(**(options or {})))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        allowed = nearest(key, list(module.Options.model_fields))
+        raise UserError(f"The option {key!r} of task {name}: {problem['msg']}; {allowed}.") from None
 
 
 def cut(train_side: Sequence[dspy.Example], test_side: Sequence[dspy.Example], sizes: SplitSizes, *, name: str):

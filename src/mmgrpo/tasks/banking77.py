@@ -15,8 +15,8 @@ import dspy
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError
-from mmgrpo.settings import SplitSizes
-from mmgrpo.tasks import Splits, Task, cut
+from mmgrpo.settings import Settings, SplitSizes
+from mmgrpo.tasks import Judgement, Splits, Task, cut
 
 HUB = "mteb/banking77"
 HUB_REVISION = "0fd18e25b25c072e09e0d92ab615fda904d66300"
@@ -47,9 +47,11 @@ def program(splits: Splits) -> dspy.Module:
     )
 
 
-def metric(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> float:
+def judge(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> Judgement:
     """1 for the right label, else 0."""
-    return float(prediction.label == example.label)
+    if prediction.label == example.label:
+        return Judgement(1.0, f"{example.label} is right.")
+    return Judgement(0.0, f"The label is {example.label}, not {prediction.label}.")
 
 
 def _from_folder(folder: Path) -> tuple[list[dspy.Example], list[dspy.Example], tuple[str, ...]]:
@@ -114,13 +116,20 @@ def _example(text: str | None, label: str | None, labels: list[str], place: str)
     return dspy.Example(text=text.strip()[:MAX_CHARACTERS], label=label).with_inputs("text")
 
 
-TASK = Task(
-    name="banking77",
-    title="Banking77",
-    load=load,
-    program=program,
-    metric=metric,
-    paper_sizes=(250, 500),
-    citation="Casanueva et al. 2020, Efficient Intent Detection with Dual Sentence Encoders, arXiv 2003.04807",
-    licence="CC-BY-4.0 (real rows), Apache-2.0 (embedded rows)",
-)
+class Options(Settings):
+    """None."""
+
+
+def task(options: Options) -> Task:
+    return Task(
+        name="banking77",
+        title="Banking77",
+        load=load,
+        program=program,
+        judge=judge,
+        oracle=lambda example: dspy.Prediction(label=example.label),
+        chance=lambda splits: 1 / len(splits.labels),
+        paper_sizes=(250, 500),
+        citation="Casanueva et al. 2020, Efficient Intent Detection with Dual Sentence Encoders, arXiv 2003.04807",
+        licence="CC-BY-4.0 (real rows), Apache-2.0 (embedded rows)",
+    )
