@@ -164,6 +164,54 @@ def test_no_requests_give_no_completions():
     assert sampler_of(tiny_llama()).generate([]) == []
 
 
+def decode(ids):
+    return "".join(chr(ord("A") + token % 26) for token in ids)
+
+
+def test_completion_ends_with_the_stop_text():
+    prompt = random_ids(6, 3)
+    sampler = TreeSampler(tiny_llama(), (), 8, decode=decode)
+    whole = sampler.generate([greedy(prompt, max_tokens=12)])[0]
+    marker = decode(whole.ids[4:7])
+    (cut,) = sampler.generate([greedy(prompt, max_tokens=12, stop=marker)])
+    assert cut.finish == "stop" and decode(cut.ids).endswith(marker)
+    assert cut.ids == whole.ids[: len(cut.ids)] and len(cut.ids) <= 7
+
+
+def passed_tokens(sampler, requests):
+    """How many tokens go through the model for some requests, and the completions."""
+    passed = []
+    hook = sampler.model.register_forward_pre_hook(
+        lambda module, args, kwargs: passed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    completions = sampler.generate(requests)
+    hook.remove()
+    return sum(passed), completions
+
+
+def test_common_prefix_is_computed_once_for_all_batches():
+    trunk = random_ids(60, 0)
+    first, second = (
+        [greedy(trunk + random_ids(5, seed), max_tokens=1) for seed in seeds] for seeds in ((1, 2, 3), (4, 5, 6))
+    )
+    sampler = sampler_of(tiny_llama())
+    fresh, _ = passed_tokens(sampler, first)
+    again, completions = passed_tokens(sampler, second)
+    assert (fresh, again) == (60 + 15, 15)
+    assert_same_completions(completions, sampler_of(tiny_llama()).generate(second))
+
+
+def test_kept_prefix_goes_with_its_weights():
+    model = tiny_llama()
+    policy = with_lora(model)
+    asked = [greedy(random_ids(60, 0) + random_ids(5, seed)) for seed in (1, 2)]
+    sampler = sampler_of(model)
+    sampler.generate(asked)
+    shake(policy, 1)
+    sampler.follow(policy)
+    assert [one.ids for one in sampler.generate(asked)] == [generated(policy, request) for request in asked]
+
+
 # A vocabulary of five, so that four thousand draws show each probability. None of its tokens is a stop token.
 PROMPT = (1, 4, 2)
 DRAWS = 4000

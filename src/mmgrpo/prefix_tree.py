@@ -28,14 +28,21 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def stem(self) -> int:
+        """How many tokens all rows begin with, leaving each row at least its last; they are the first nodes."""
+        shortest = min(len(path) for path in self.paths) - 1
+        alike = np.all([path[:shortest] == self.paths[0][:shortest] for path in self.paths], axis=0)
+        return int(alike.cumprod().sum())
+
     def ancestors(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """[len(queries), len(keys)] True where the key's node is on the path to the query's node, itself included."""
         return (keys[None, :] <= queries[:, None]) & (queries[:, None] < self.leave[keys][None, :])
 
-    def blocks(self, size: int = BLOCK) -> list[tuple[range, np.ndarray]]:
-        """Consecutive query nodes with the nodes that they may see: (queries, visible keys in node order)."""
+    def blocks(self, size: int = BLOCK, first: int = 0) -> list[tuple[range, np.ndarray]]:
+        """Consecutive query nodes from `first` on with the nodes that they may see: (queries, visible keys in order)."""
         layout = []
-        for start in range(0, len(self), size):
+        for start in range(first, len(self), size):
             stop = min(start + size, len(self))
             layout.append((range(start, stop), np.concatenate([_above(self.positions, start), np.arange(start, stop)])))
         return layout
@@ -51,7 +58,7 @@ def build(rows: Sequence[Sequence[int]]) -> PrefixTree:
     previous: list[int] = []  # nodes of the row before; sorted order makes its shared part the longest possible
     for index in order:
         row = rows[index]
-        shared = _common_prefix(row, [tokens[node] for node in previous])
+        shared = common_prefix(row, [tokens[node] for node in previous])
         for node in previous[shared:]:
             leave[node] = len(tokens)
         fresh = range(len(tokens), len(tokens) + len(row) - shared)
@@ -77,7 +84,7 @@ def pack(rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
     used = 0
     for place, index in enumerate(order):
         row = rows[index]
-        extra = len(row) - (_common_prefix(row, rows[order[place - 1]]) if place else 0)
+        extra = len(row) - (common_prefix(row, rows[order[place - 1]]) if place else 0)
         if not packs or used + extra > budget:
             packs.append([])
             used, extra = 0, len(row)
@@ -86,7 +93,8 @@ def pack(rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
     return packs
 
 
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
     length = min(len(one), len(other))
     for place in range(length):
         if one[place] != other[place]:

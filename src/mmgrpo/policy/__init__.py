@@ -36,7 +36,8 @@ class Policy:
         self.tokenizer = tokenizer
         self._base = base  # float32 on a CPU; the sampler has its own copy in `precision`
         self._trainable = None
-        self.sampler = TreeSampler(copy.deepcopy(base).to(self.dtype), _stop_ids(base, tokenizer), settings.batch, base)
+        sampling = copy.deepcopy(base).to(self.dtype)
+        self.sampler = TreeSampler(sampling, _stop_ids(base, tokenizer), settings.batch, base, tokenizer.decode)
         self.engine = PolicyEngine(self.sampler, tokenizer, settings, seed)
 
     def __deepcopy__(self, memo: dict) -> Policy:

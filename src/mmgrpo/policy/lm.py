@@ -19,6 +19,9 @@ from mmgrpo.settings import PolicySettings
 from mmgrpo.trajectory import Call
 
 
+END_MARKER = "[[ ## completed ## ]]"  # DSPy's ChatAdapter asks for it at the end of a reply; what follows is not read
+
+
 class PolicyEngine:
     """DSPy's custom-engine interface over a sampler. Thread-safe; copies of a program share it."""
 
@@ -57,6 +60,7 @@ class PolicyEngine:
             top_p=1.0 if config.top_p is None else config.top_p,
             top_k=config.top_k,
             seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature),
+            stop=END_MARKER if END_MARKER in (request.system or "") else None,
             **self._weights(request, begun[1] if begun else ""),
         )
         completion = self._batcher().ask((self.sampler, wanted))

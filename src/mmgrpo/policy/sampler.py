@@ -1,15 +1,16 @@
 """Token ids in, token ids and log-probabilities out: batched sampling with every shared prefix computed once.
 
 The sampler owns a copy of the model, with the adapter of the policy it follows merged into its weights. One batch goes
-through two phases. Prefill: the prompts, merged into a prefix tree, pass once, each distinct token a single time.
-Decode: keys and values are spread out to the rows, which grow by one token a pass; finished rows leave the
+through two phases. Prefill: the prompts, merged into a prefix tree, pass once, each distinct token a single time;
+what all of them begin with (a module's instructions and demonstrations) is kept for the batches to come, as long
+as the weights stay. Decode: rows grow by one token a pass, and read a common prompt together; finished rows leave the
 batch. Sampling is seeded call by call, so that a call's result depends neither on its neighbours nor on their order.
 Legend of shapes: R live rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,12 +22,14 @@ from torch import Tensor
 
 from mmgrpo import prefix_tree
 from mmgrpo.errors import UserError
-from mmgrpo.policy.key_values import Rows, Prefilled
+from mmgrpo.policy.key_values import Prefilled, Rows, Stem
 from mmgrpo.policy.merging import deltas_in, deltas_of, original_weight
 from mmgrpo.prefix_tree import PrefixTree
 from mmgrpo.tree_attention import forward_arguments, use_tree_attention
 
 PREFILL_BLOCK = 512  # nodes a prefill pass
+STEMS = 8  # prefixes whose keys and values are kept
+SHORTEST_STEM = 32  # tokens; chat templates alone have some in common
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class SamplingRequest:
     seed: int = 0
     weights: Path | None = None  # PEFT folder whose adapter answers; None: the followed policy
     adapter: str = "default"  # the adapter of a module, where modules have their own; an unknown one adds nothing
+    stop: str | None = None  # text that ends the completion, itself included
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,19 @@ class Completion:
 
 
 class TreeSampler:
-    """Samples from a causal model of transformers on one device."""
+    """Samples from a causal model of transformers on one device. `decode` turns token ids into text."""
 
-    def __init__(self, model, stop_ids: Sequence[int], batch: int, base=None):
+    def __init__(
+        self, model, stop_ids: Sequence[int], batch: int, base=None, decode: Callable[[list[int]], str] | None = None
+    ):
         self.model = model.eval().requires_grad_(False)
         self._base = base  # has the original weights; adapters are merged into `model` only
         self.stop_ids = frozenset(stop_ids)
+        self._decode_text = decode
         self.batch = batch
         self._source = None
         self._merged: tuple[Path | None, str] | None = None  # what is in the model's weights
+        self._stems: list[Stem] = []  # of the merged weights, the latest first
         self._changed: set[str] = set()  # layers whose weights are not the original ones
         if not use_tree_attention(model):
             raise UserError(
@@ -105,6 +113,7 @@ class TreeSampler:
             self.model.get_submodule(name).weight.copy_(weight + deltas[name].to(weight) if name in deltas else weight)
         self._changed = set(deltas)
         self._merged = (weights, adapter)
+        self._stems = []
 
     def _generate_batch(self, requests: list[SamplingRequest]) -> list[Completion]:
         rows = [_Row(request) for request in requests]
@@ -114,10 +123,9 @@ class TreeSampler:
         live = list(range(len(rows)))
         while True:
             tokens = _choose(logits, [rows[index] for index in live])
-            finished = [
-                index for index, token in zip(live, tokens, strict=True) if rows[index].take(token, self.stop_ids)
-            ]
-            if finished:
+            for index, token in zip(live, tokens, strict=True):
+                rows[index].take(token, self._ends)
+            if any(rows[index].finish for index in live):
                 keep = [place for place, index in enumerate(live) if not rows[index].finish]
                 live = [live[place] for place in keep]
                 if not live:
@@ -125,13 +133,20 @@ class TreeSampler:
                 memory.keep(keep)
             logits = self._decode(memory, [rows[index].ids[-1] for index in live])
 
+    def _ends(self, ids: list[int], stop: str | None) -> bool:
+        """Whether a completion is over with its last token."""
+        if ids[-1] in self.stop_ids:
+            return True
+        # A token has at least one byte: the marker is in the text of the last few, with room for a cut character.
+        return stop is not None and stop in self._decode_text(ids[-len(stop) - 4 :])
+
     def _prefill(self, tree: PrefixTree) -> tuple[Prefilled, Tensor]:
         """Run the tree's nodes in depth-first blocks; keys and values of all nodes, and [rows, V] logits at row ends."""
         device = self.model.device
-        memory = Prefilled(self.model.config, tree, self.model.dtype, device)
+        memory = Prefilled(self.model.config, tree, self.model.dtype, device, self._known(tree))
         ends = np.array([path[-1] for path in tree.paths])
         logits: Tensor | None = None
-        for queries, visible in tree.blocks(PREFILL_BLOCK):
+        for queries, visible in tree.blocks(PREFILL_BLOCK, memory.start):
             memory.enter(queries, visible)
             here = np.flatnonzero((ends >= queries.start) & (ends < queries.stop))
             out = self.model(
@@ -143,7 +158,24 @@ class TreeSampler:
             if logits is None:
                 logits = torch.empty(len(ends), out.shape[-1], dtype=torch.float32, device=device)
             logits[torch.from_numpy(here).to(device)] = out.float()
+        self._remember(memory.stem())
         return memory, logits
+
+    def _known(self, tree: PrefixTree) -> Stem | None:
+        """What an earlier prefill computed of this tree's stem."""
+        wanted = tuple(tree.tokens[: tree.stem].tolist())
+        best, length = None, SHORTEST_STEM - 1
+        for stem in self._stems:
+            common = prefix_tree.common_prefix(stem.tokens, wanted)
+            if common > length:
+                best, length = stem, common
+        return None if best is None else Stem(best.tokens[:length], best.keys[..., :length, :], best.values[..., :length, :])
+
+    def _remember(self, stem: Stem) -> None:
+        """Keep the latest few, without those that a longer one begins with."""
+        if len(stem.tokens) >= SHORTEST_STEM:
+            others = [old for old in self._stems if old.tokens != stem.tokens[: len(old.tokens)]]
+            self._stems = [stem, *others][:STEMS]
 
     def _decode(self, memory: Rows, tokens: list[int]) -> Tensor:
         """One more token for each live row; [R, V] logits."""
@@ -170,16 +202,15 @@ class _Row:
         self.finish: Literal["stop", "length"] | None = None
         self.noise = np.random.default_rng(request.seed)
 
-    def take(self, choice: tuple[int, float], stop_ids: frozenset[int]) -> bool:
-        """Append a token; True when it was the last."""
+    def take(self, choice: tuple[int, float], ends: Callable[[list[int], str | None], bool]) -> None:
+        """Append a token, and set `finish` when it was the last."""
         token, logprob = choice
         self.ids.append(token)
         self.logprobs.append(logprob)
-        if token in stop_ids:
+        if ends(self.ids, self.request.stop):
             self.finish = "stop"
         elif len(self.ids) >= self.request.max_tokens:
             self.finish = "length"
-        return self.finish is not None
 
     def completion(self) -> Completion:
         return Completion(tuple(self.ids), tuple(self.logprobs), self.finish)
