@@ -140,6 +140,19 @@ def test_label_names_are_unlike_those_of_the_banks_task():
     assert {row["label"] for row in ROWS if "label" in row}.isdisjoint(labels)
 
 
+def test_labels_are_shown_under_many_names_and_none_of_the_banks(rendered):
+    banks = set(banking77._from_folder(paths.DATA / "banking77")[2])
+    offered = {
+        label
+        for signature, *_ in rendered
+        for name, field in signature.output_fields.items()
+        if name in posttraining.OUTPUT_NAMES
+        for label in get_args(field.annotation)
+    }
+    assert len(offered) > 5 * len({row["label"] for row in ROWS if "label" in row})
+    assert offered.isdisjoint(banks)
+
+
 def test_every_row_is_whole():
     for row in ROWS:
         if "lesson" in row:

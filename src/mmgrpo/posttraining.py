@@ -20,9 +20,12 @@ from mmgrpo import paths
 
 PUBLISHED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HELD_OUT_SUBJECTS = ("astronomy club", "bicycle repair shop")  # validation of the format, never trained on
-INTENT_ROUNDS, PROGRAM_ROUNDS = 3, 1  # how often each row is rendered: messages with new labels each time
+INTENT_ROUNDS, PROGRAM_ROUNDS = 2, 1  # how often each row is rendered: messages with new labels each time
 SHEET = 4  # lessons that share their prompt up to the inputs
 LABELS = (4, 14)  # fewest and most labels that a classification prompt offers, the right ones of its sheet included
+BEGINNINGS = ("", "", "", "ask_", "about_", "my_")
+ENDINGS = ("", "", "_request", "_query", "_question", "_issue", "_help", "_matter")
+SEPARATORS = ("_", "_", "_", "_", "-", " ")  # between the words of a sheet's labels
 SHARE_WITH_DEMOS = 0.3  # of the classification prompts
 SHARE_WITHOUT_REASONING = 0.1  # of the classification prompts; the rest is chain of thought
 
@@ -109,16 +112,18 @@ def _render(signature: type[dspy.Signature], demos: list[dict], inputs: dict, ou
 def _intent_sheet(rows: list[dict], subjects: dict[str, list[dict]], rng: random.Random) -> list[Lesson]:
     """Classification prompts of one random choice of labels, field names, instruction and demonstrations."""
     labels = _choose_labels(rows, subjects, rng)
+    shown = _renamed(labels, rng)
     source, target = rng.choice(INPUT_NAMES), rng.choice(OUTPUT_NAMES)
-    fields = {source: (str, dspy.InputField()), target: (Literal[tuple(labels)], dspy.OutputField())}
+    fields = {source: (str, dspy.InputField()), target: (Literal[tuple(shown.values())], dspy.OutputField())}
     signature = dspy.Signature(fields, rng.choice(INTENT_INSTRUCTIONS))
     reasoned = rng.random() >= SHARE_WITHOUT_REASONING
     if reasoned:
         signature = signature.prepend("reasoning", dspy.OutputField(desc="${reasoning}"), str)
 
     def outputs(example: dict, with_reasoning: bool) -> dict:
-        thought = f"{example['gist']} The {target} is {example['label']}."
-        return ({"reasoning": thought} if with_reasoning else {}) | {target: example["label"]}
+        label = shown[example["label"]]
+        thought = f"{example['gist']} The {target} is {label}."
+        return ({"reasoning": thought} if with_reasoning else {}) | {target: label}
 
     demos = []
     if rng.random() < SHARE_WITH_DEMOS:
@@ -142,6 +147,21 @@ def _choose_labels(rows: list[dict], subjects: dict[str, list[dict]], rng: rando
     chosen = [*sorted(right), *own, *more][:size]
     rng.shuffle(chosen)
     return chosen
+
+
+def _renamed(labels: list[str], rng: random.Random) -> dict[str, str]:
+    """A new name for each label, so that the answer has to be read off the list and can't be known by heart."""
+    separator = rng.choice(SEPARATORS)
+    names: dict[str, str] = {}
+    for label in labels:
+        while label not in names:
+            words = label.split("_")
+            if rng.random() < 0.3:
+                words.reverse()
+            name = (rng.choice(BEGINNINGS) + "_".join(words) + rng.choice(ENDINGS)).replace("_", separator)
+            if name not in names.values():
+                names[label] = name
+    return names
 
 
 def _fields(row: dict) -> tuple[tuple[str, object], ...]:
