@@ -101,6 +101,14 @@ def test_state_of_the_returned_program_can_be_stored():
 # Separate adapters
 
 
+def test_no_name_of_a_module_is_a_bad_name_of_an_adapter(recwarn):
+    modules = ["a", "lora", "default", "keys", "search.predict", "search_predict"]
+    policy = tiny_policy()
+    policy.attach_adapters(modules)
+    assert len({policy.adapter_of(module) for module in modules} | {"default"}) == len(modules) + 1
+    assert [str(each.message) for each in recwarn if "dapter name" in str(each.message)] == []
+
+
 def test_group_updates_the_adapter_of_its_module_alone(monkeypatch):
     original = TrainingRun.collect
 
