@@ -13,7 +13,9 @@ from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, Sampl
 EXAMPLES = [dspy.Example(question=f"question {n}", answer=str(n)).with_inputs("question") for n in range(6)]
 STEP = 2 * 3  # program runs
 SETTINGS = GRPOSettings(steps=12, inputs=2, rollouts=3, group_size=3, learning_rate=1e-2, warmup_steps=0, beta=0.0)
-MIPRO = MIPROSettings(trials=1, fewshot_candidates=2, instruction_candidates=2, bootstrapped_demos=1, labeled_demos=1)
+MIPRO = MIPROSettings(
+    trials=1, fewshot_candidates=2, instruction_candidates=2, bootstrapped_demos=1, labeled_demos=1, proposal_tokens=8
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_but_training")
 
@@ -82,7 +84,9 @@ def test_adapters_of_modules_are_refused_before_anything_is_run(tmp_path):
 def test_runs_that_break_off_count_and_other_modules_do_not():
     program = dspy.ChainOfThought("question -> answer")
     counter = CountedRuns(program)
-    lm = scripted_lm(lambda prompt, request: "nonsense" if "question 1" in prompt else fields(reasoning="-", answer="-"))
+    lm = scripted_lm(
+        lambda prompt, request: "nonsense" if "question 1" in prompt else fields(reasoning="-", answer="-")
+    )
     adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
     with dspy.context(lm=lm, adapter=adapter, callbacks=[counter]):
         scored = dspy.Evaluate(devset=EXAMPLES, metric=lambda *_: 1.0, num_threads=2)(program.deepcopy())

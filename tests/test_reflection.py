@@ -36,7 +36,9 @@ def run(proposal, answer=fields(a="no")):
     return found, asked, others
 
 
-@pytest.mark.parametrize(("proposal", "formatted"), [(fields(new_instruction="Say yes."), True), (" Say yes.\n", False)])
+@pytest.mark.parametrize(
+    ("proposal", "formatted"), [(fields(new_instruction="Say yes."), True), (" Say yes.\n", False)]
+)
 def test_instruction_that_scores_better_comes_back(proposal, formatted):
     found, asked, _ = run(proposal)
     assert found.program.signature.instructions == "Say yes."

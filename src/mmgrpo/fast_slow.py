@@ -24,8 +24,6 @@ from mmgrpo.records import write_json
 from mmgrpo.rollout import Metric
 from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, SamplingSettings
 
-PROMPTS = "prompts.json"  # of a round, so that an interrupted one goes on under the very same
-
 
 @dataclass(frozen=True)
 class Interleaved:
@@ -69,7 +67,6 @@ def fast_slow(
     """Run all rounds; the weights of each go on from the round before. A second call with `folder` goes on there."""
     if grpo.adapters != "shared":
         raise UserError(f"grpo.adapters is {grpo.adapters}: fast-slow trains one adapter, so set it to shared.")
-    prompts = mipro_settings.model_copy(update={"trials": settings.trials})
     a_step = grpo.inputs * grpo.rollouts
     allowed = grpo.steps * a_step if settings.runs is None else settings.runs
     on_prompts, on_weights = 0, 0
@@ -77,14 +74,10 @@ def fast_slow(
     validation: list[dict[str, float]] = []
     for turn in range(settings.rounds):
         here = folder / f"round-{turn}"
-        if not (here / PROMPTS).exists():
-            counter = CountedRuns(program)
-            with dspy.context(callbacks=[*(dspy.settings.callbacks or []), counter]):
-                found = mipro(
-                    program, lm=lm, metric=metric, trainset=trainset, valset=valset, settings=prompts, seed=seed + turn
-                )
-            _write(found.program, counter.runs, prompts, here / PROMPTS)
-        program, runs = _read(program, prompts, here / PROMPTS)
+        program, runs = _prompts(
+            program, here / "prompts.json", lm=lm, metric=metric, trainset=trainset, valset=valset,
+            settings=mipro_settings.model_copy(update={"trials": settings.trials}), seed=seed + turn,
+        )  # fmt: skip
         on_prompts += runs
         later = (settings.rounds - turn - 1) * on_prompts // (turn + 1)  # what prompts will cost in the rounds to come
         steps = (allowed - on_prompts - on_weights - later) // a_step // (settings.rounds - turn)
@@ -115,14 +108,17 @@ def _shape(module: dspy.Module) -> tuple:
     return type(module), [(name, list(predictor.signature.fields)) for name, predictor in module.named_predictors()]
 
 
-def _write(program: dspy.Module, runs: int, settings: MIPROSettings, file: Path) -> None:
-    bare = program.deepcopy()
-    bare.set_lm(None)
-    write_json({"settings": settings.model_dump(), "runs": runs, "program": bare.dump_state()}, file)
+def _prompts(program: dspy.Module, file: Path, *, settings: MIPROSettings, **how: Any) -> tuple[dspy.Module, int]:
+    """The program under MIPROv2's prompts, without a language model of its own, and what they cost in program runs.
 
-
-def _read(program: dspy.Module, settings: MIPROSettings, file: Path) -> tuple[dspy.Module, int]:
-    """A copy of the program with the stored prompts and no language model of its own, and what they cost in runs."""
+    They stay in `file`, so that an interrupted round goes on under the very same.
+    """
+    if not file.exists():
+        counter = CountedRuns(program)
+        with dspy.context(callbacks=[*(dspy.settings.callbacks or []), counter]):
+            found = mipro(program, settings=settings, **how).program
+        found.set_lm(None)
+        write_json({"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file)
     stored = json.loads(file.read_text(encoding="utf-8"))
     if stored["settings"] != settings.model_dump():
         raise UserError(f"{file} was made with other settings of MIPROv2: choose another folder, or delete this one.")

@@ -7,7 +7,6 @@ each, and keeps every candidate that is best on some validation example. It chan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import dspy
 from dspy.teleprompt.gepa import InstructionProposer
@@ -65,9 +64,7 @@ def gepa(
 def with_feedback(judge: Judge) -> Callable[..., dspy.Prediction]:
     """The judge as a metric of GEPA's: the feedback on the whole run goes to each of its modules."""
 
-    def metric(
-        example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, module: str | None = None, own: Any = None
-    ) -> dspy.Prediction:
+    def metric(example, prediction, trace=None, module: str | None = None, own_trace=None) -> dspy.Prediction:
         judged = judge(example, prediction, trace)
         return dspy.Prediction(score=judged.score, feedback=judged.feedback)
 

@@ -91,7 +91,7 @@ class GEPASettings(Settings):
     """DSPy's GEPA, which the paper leaves out; all values our choice unless a line says otherwise."""
 
     metric_calls: int = Field(1200, gt=0)  # program runs in all; about those of MIPROv2's 12 trials on 100 examples
-    minibatch: int = Field(3, gt=0)  # training examples that a proposal is made from and first judged on; GEPA's default
+    minibatch: int = Field(3, gt=0)  # training examples a proposal is made from and first judged on; GEPA's default
     temperature: float = Field(1.0, gt=0)  # of the proposer; the advice of DSPy's documentation
     proposal_tokens: int = Field(512, gt=0)  # most tokens of one of its replies
 
