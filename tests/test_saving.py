@@ -55,6 +55,11 @@ def test_file_names_policy_and_adapter_and_holds_no_weights(saved):
     assert saved[0].stat().st_size < 5000
 
 
+def test_loading_takes_the_word_that_dspy_asks_for(saved):
+    with pytest.raises(ValueError, match="allow_unsafe_lm_state=True"), dspy.context(lm=tiny_policy().lm()):
+        Pair().load(saved[0])
+
+
 @pytest.mark.parametrize("lm", [None, dspy.LM("openai/gpt-4.1-mini")], ids=["none", "another"])
 def test_without_the_policy_a_sentence_says_how_to_get_it(saved, lm):
     with pytest.raises(UserError, match=r"saved with the policy 'tiny', which is not in use: call dspy.configure\(lm="):

@@ -63,6 +63,7 @@ def fast_slow(
     sampling: SamplingSettings,
     seed: int,
     folder: Path,
+    report_to: str = "none",
 ) -> Interleaved:
     """Run all rounds; the weights of each go on from the round before. A second call with `folder` goes on there."""
     if grpo.adapters != "shared":
@@ -88,7 +89,7 @@ def fast_slow(
             )
         optimizer = MMGRPO(
             metric, level="module", settings=grpo.model_copy(update={"steps": steps, "validate_every": steps}),
-            sampling=sampling, seed=seed + turn, folder=here,
+            sampling=sampling, seed=seed + turn, folder=here, report_to=report_to,
         )  # fmt: skip
         with dspy.context(lm=lm):
             program = optimizer.compile(program, trainset=trainset, valset=valset)

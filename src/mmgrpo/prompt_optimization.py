@@ -33,12 +33,13 @@ class ProposerAdapter(dspy.ChatAdapter):
     """ChatAdapter that takes an unformatted reply as it is where a single text field is asked for.
 
     A small model that proposes instructions often forgets the field markers. The reply is still a proposal, which
-    the trials then judge; programs under optimization are parsed as strictly as ever, and without a second call.
+    the trials then judge; the program under optimization is parsed as strictly as ever, and without a second call.
     """
 
-    def __init__(self, proposal: str):
+    def __init__(self, proposal: str, program: dspy.Module):
         super().__init__(use_json_adapter_fallback=False)
         self.proposal = proposal  # the output field that has an instruction
+        self.strict = {tuple(predictor.signature.output_fields) for predictor in program.predictors()}
         self.proposals = {"asked": 0, "usable": 0}
         self._lock = threading.Lock()
 
@@ -47,7 +48,7 @@ class ProposerAdapter(dspy.ChatAdapter):
         try:
             parsed = super().parse(signature, completion)
         except AdapterParseError:
-            if len(fields) != 1 or next(iter(fields.values())).annotation is not str:
+            if tuple(fields) in self.strict or [field.annotation for field in fields.values()] != [str]:
                 raise
             self._count(fields, usable=False)
             return {next(iter(fields)): completion.strip()}
@@ -77,7 +78,7 @@ def mipro(
     seed: int,
 ) -> Optimized:
     """Run MIPROv2 on `program` under the weights of `lm`; candidates are scored greedily on `valset`."""
-    adapter = ProposerAdapter(PROPOSAL)
+    adapter = ProposerAdapter(PROPOSAL, program)
     program = program.deepcopy()
     program.set_lm(lm)
     optimizer = dspy.MIPROv2(

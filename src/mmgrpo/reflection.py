@@ -36,7 +36,7 @@ def gepa(
 
     A trial also has `runs`, the program runs that were made until its candidate was found.
     """
-    adapter = ProposerAdapter(PROPOSAL)
+    adapter = ProposerAdapter(PROPOSAL, program)
     program = program.deepcopy()
     program.set_lm(lm)
     optimizer = dspy.GEPA(

@@ -113,6 +113,7 @@ def fast_slow(ready: Study) -> Trained:
         sampling=ready.sampling,
         seed=ready.cell.seed,
         folder=ready.training_folder,
+        report_to=ready.profile.tracker,
     )
     adapter = str(done.adapter.relative_to(ready.training_folder))
     return Trained(done.program, done.curve, done.validation, {"budget": done.budget, "adapter": adapter})
