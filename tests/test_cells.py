@@ -5,8 +5,9 @@ import shutil
 import pytest
 import yaml
 
-from mmgrpo import cells, paths, profiles
+from mmgrpo import cells, grid, paths, profiles, strategies
 from mmgrpo.errors import UserError
+from mmgrpo.report import names
 
 MODEL = "smollm2-135m"
 
@@ -33,8 +34,8 @@ def own_profiles(tmp_path, monkeypatch):
 
 def test_cell_comes_after_those_it_needs():
     paper = profiles.load("paper")
-    strategies = ("composition", "module_grpo", "prompt_optimization", "vanilla")
-    todo = cells.expand(paper.model_copy(update={"strategies": strategies}), ["banking77"])
+    chosen = ("composition", "module_grpo", "prompt_optimization", "vanilla")
+    todo = cells.expand(paper.model_copy(update={"strategies": chosen}), ["banking77"])
     assert len(todo) == len(set(todo)) == 2 * 3 * 4
     for place, one in enumerate(todo):
         assert set(one.needs) <= set(todo[:place])
@@ -45,6 +46,10 @@ def test_composition_needs_prompt_optimization_of_the_same_seed():
     (needed,) = cell("composition", seed=3).needs
     assert needed == cell("prompt_optimization", seed=3)
     assert cell("vanilla").needs == ()
+
+
+def test_every_strategy_is_known_wherever_strategies_are_listed():
+    assert set(cells.NOTEBOOK_OF) == set(strategies.STRATEGIES) == set(grid.GUESS_SECONDS) == set(names.STRATEGIES)
 
 
 def test_every_cell_has_a_folder_and_a_name_of_its_own():

@@ -111,6 +111,26 @@ def test_program_that_catches_the_parse_error_completes():
     assert [call.status for call in trajectory.calls] == ["format_failure"]
 
 
+class AtOnce(Ask):
+    """Asks twice in threads of DSPy's, which give None for a call that failed."""
+
+    def forward(self, q):
+        pairs = [(self.ask, dspy.Example(q=text).with_inputs("q")) for text in (q, "again")]
+        first, second = dspy.Parallel(num_threads=2, disable_progress_bar=True, timeout=0)(pairs)
+        return dspy.Prediction(a=first.a + second.a)
+
+
+def test_format_failure_inside_parallel_interrupts_its_run():
+    def reply(prompt, request):
+        return "nonsense" if "again" in question(prompt) else fields(a="yes")
+
+    (trajectory,) = run(AtOnce(), reply, chosen=examples("q"))
+    assert (trajectory.outcome, trajectory.reward) == ("interrupted", -1.0)
+    assert {call.status for call in trajectory.calls} == {"ok", "format_failure"}
+    (trajectory,) = run(AtOnce(), chosen=examples("q"))
+    assert (trajectory.outcome, trajectory.prediction.a) == ("completed", "yesyes")
+
+
 class Helped(dspy.Module):
     """Its second module asks another language model, whose replies are not the policy's fault."""
 
@@ -316,6 +336,15 @@ def test_evaluation_is_greedy_and_makes_one_run_an_example():
     assert len(trajectories) == 3
     assert {request.temperature for request in lm.policy.engine.sampler.requests} == {0.0}
     assert rollout.mean_score(trajectories) == 1.0
+
+
+def test_evaluation_is_greedy_whatever_language_model_the_program_has():
+    lm = scripted_lm(lambda prompt, request: fields(a="yes"))
+    program = Pair()
+    program.a.lm = own = lm.copy(temperature=0.8)
+    rollout.evaluate(program, examples(), policy=lm.policy, metric=one)
+    assert {request.temperature for request in lm.policy.engine.sampler.requests} == {0.0}
+    assert (program.a.lm, program.b.lm) == (own, None) and own.kwargs["temperature"] == 0.8
 
 
 def test_tokens_are_counted():

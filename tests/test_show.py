@@ -157,6 +157,8 @@ def test_settings_stand_beside_the_papers(monkeypatch):
     ("prompt_optimization", {"splits", "policy", "mipro"}),
     ("trajectory_grpo", {"splits", "policy", "sampling", "grpo"}),
     ("composition", {"splits", "policy", "sampling", "grpo", "mipro"}),
+    ("gepa", {"splits", "policy"}),
+    ("fast_slow", {"splits", "policy", "sampling", "grpo", "mipro"}),
 ])  # fmt: skip
 def test_settings_are_those_that_the_strategy_uses(strategy, sections):
     assert {key.partition(".")[0] for key in show.settings(study(strategy)).index} == sections

@@ -19,6 +19,8 @@ NOTEBOOK_OF = {
     "trajectory_grpo": "03_trajectory_grpo.ipynb",
     "module_grpo": "04_module_grpo.ipynb",
     "composition": "05_composition.ipynb",
+    "gepa": "09_gepa.ipynb",
+    "fast_slow": "10_fast_slow.ipynb",
 }
 NEEDS = {"composition": ("prompt_optimization",)}  # strategies whose record another one starts from
 
@@ -70,7 +72,8 @@ class Cell:
             self.task, self.model, self.strategy, self.seed,
             profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
             profile.grpo_for(self.task, self.model).model_dump(), profile.sampling_for(self.model).model_dump(),
-            profile.mipro.model_dump(), library_hash(), _code(self.notebook), str(paths.local_data()),
+            profile.mipro.model_dump(), profile.gepa.model_dump(), profile.fast_slow.model_dump(),
+            library_hash(), _code(self.notebook), str(paths.local_data()),
             [cell.fingerprint() for cell in self.needs],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ budget on MIPROv2 and its share of the rest on module-level GRPO under the promp
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from threading import Lock
 from typing import Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 
 from mmgrpo.errors import UserError
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.prompt_optimization import mipro
+from mmgrpo.records import write_json
 from mmgrpo.rollout import Metric
 from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, SamplingSettings
 
@@ -30,20 +33,21 @@ class Interleaved:
     curve: tuple[dict[str, float], ...]  # of all rounds, steps counted through
     validation: tuple[dict[str, float], ...]
     budget: dict[str, int]  # program runs: allowed, spent on prompts, spent on weights
+    adapter: Path  # PEFT folder of the last round's weights
 
 
-class CountedMetric:
-    """A metric that counts its calls, each one a program run that was paid for."""
+class CountedRuns(BaseCallback):
+    """Counts the runs of a program and its copies, those included that break off before they are scored."""
 
-    def __init__(self, metric: Metric):
-        self._metric = metric
+    def __init__(self, program: dspy.Module):
+        self._shape = _shape(program)
         self._lock = Lock()
-        self.calls = 0
+        self.runs = 0
 
-    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> Any:
-        with self._lock:
-            self.calls += 1
-        return self._metric(example, prediction, trace)
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        if _shape(instance) == self._shape:
+            with self._lock:
+                self.runs += 1
 
 
 def fast_slow(
@@ -59,32 +63,36 @@ def fast_slow(
     sampling: SamplingSettings,
     seed: int,
     folder: Path,
+    report_to: str = "none",
 ) -> Interleaved:
-    """Run all rounds; the weights of each go on from the round before."""
+    """Run all rounds; the weights of each go on from the round before. A second call with `folder` goes on there."""
+    if grpo.adapters != "shared":
+        raise UserError(f"grpo.adapters is {grpo.adapters}: fast-slow trains one adapter, so set it to shared.")
     a_step = grpo.inputs * grpo.rollouts
-    allowed = grpo.steps * a_step
+    allowed = grpo.steps * a_step if settings.runs is None else settings.runs
     on_prompts, on_weights = 0, 0
     curve: list[dict[str, float]] = []
     validation: list[dict[str, float]] = []
     for turn in range(settings.rounds):
-        counted = CountedMetric(metric)
-        found = mipro(
-            program, lm=lm, metric=counted, trainset=trainset, valset=valset,
+        here = folder / f"round-{turn}"
+        program, runs = _prompts(
+            program, here / "prompts.json", lm=lm, metric=metric, trainset=trainset, valset=valset,
             settings=mipro_settings.model_copy(update={"trials": settings.trials}), seed=seed + turn,
         )  # fmt: skip
-        on_prompts += counted.calls
-        steps = (allowed - on_prompts - on_weights) // a_step // (settings.rounds - turn)
+        on_prompts += runs
+        later = (settings.rounds - turn - 1) * on_prompts // (turn + 1)  # what prompts will cost in the rounds to come
+        steps = (allowed - on_prompts - on_weights - later) // a_step // (settings.rounds - turn)
         if steps < 1:
             raise UserError(
                 f"The budget of {allowed} program runs is used up in round {turn + 1} of {settings.rounds} ({on_prompts} on prompts): "
-                "raise grpo.steps, or lower fast_slow.trials or the validation split."
+                "raise fast_slow.runs, or lower fast_slow.trials or the validation split."
             )
         optimizer = MMGRPO(
             metric, level="module", settings=grpo.model_copy(update={"steps": steps, "validate_every": steps}),
-            sampling=sampling, seed=seed + turn, folder=folder / f"round-{turn}",
+            sampling=sampling, seed=seed + turn, folder=here, report_to=report_to,
         )  # fmt: skip
         with dspy.context(lm=lm):
-            program = optimizer.compile(found.program, trainset=trainset, valset=valset)
+            program = optimizer.compile(program, trainset=trainset, valset=valset)
         log, before = program.training_log, len(curve)
         lm = lm.with_weights(log.adapter)
         on_weights += steps * a_step
@@ -92,6 +100,29 @@ def fast_slow(
         validation += [
             entry | {"step": entry["step"] + before} for entry in log.validation if entry["step"] or not before
         ]
-    return Interleaved(
-        program, tuple(curve), tuple(validation), {"allowed": allowed, "prompts": on_prompts, "weights": on_weights}
-    )
+    budget = {"allowed": allowed, "prompts": on_prompts, "weights": on_weights}
+    return Interleaved(program, tuple(curve), tuple(validation), budget, log.adapter)
+
+
+def _shape(module: dspy.Module) -> tuple:
+    """What a program and its copies under optimization share, and nothing else that runs meanwhile."""
+    return type(module), [(name, list(predictor.signature.fields)) for name, predictor in module.named_predictors()]
+
+
+def _prompts(program: dspy.Module, file: Path, *, settings: MIPROSettings, **how: Any) -> tuple[dspy.Module, int]:
+    """The program under MIPROv2's prompts, without a language model of its own, and what they cost in program runs.
+
+    They stay in `file`, so that an interrupted round goes on under the very same.
+    """
+    if not file.exists():
+        counter = CountedRuns(program)
+        with dspy.context(callbacks=[*(dspy.settings.callbacks or []), counter]):
+            found = mipro(program, settings=settings, **how).program
+        found.set_lm(None)
+        write_json({"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    if stored["settings"] != settings.model_dump():
+        raise UserError(f"{file} was made with other settings of MIPROv2: choose another folder, or delete this one.")
+    program = program.deepcopy()
+    program.load_state(stored["program"])
+    return program, stored["runs"]

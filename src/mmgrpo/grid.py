@@ -23,6 +23,8 @@ GUESS_SECONDS = {
     "trajectory_grpo": 400,
     "module_grpo": 400,
     "composition": 500,
+    "gepa": 400,
+    "fast_slow": 600,
 }
 SMOKE_SECONDS = 60
 

@@ -8,8 +8,7 @@ and demonstrations of the student's prompts included.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import dspy
@@ -17,7 +16,7 @@ from dspy.teleprompt import Teleprompter
 
 from mmgrpo.errors import UserError
 from mmgrpo.policy.lm import PolicyLM
-from mmgrpo.rollout import Metric
+from mmgrpo.rollout import Metric, own_lms
 from mmgrpo.settings import GRPOSettings, SamplingSettings
 from mmgrpo.training_run import Level, Plan, TrainingRun
 
@@ -79,7 +78,7 @@ class MMGRPO(Teleprompter):
         plan = Plan(self.metric, self.level, self.settings, self.sampling, self.seed, self.report_to)
         folder = self.folder if self.folder is not None else Path(tempfile.mkdtemp(prefix="mmgrpo-"))
         program = student.deepcopy()
-        with _without_own_lm([program, *teachers]):
+        with own_lms([program, *teachers], lambda own: None):  # they sample as the rollouts say
             log = TrainingRun(plan, [program, *teachers], list(trainset), list(valset or []), lm, folder).train()
         for name, predictor in program.named_predictors():
             predictor.lm = lm.with_weights(log.adapter, lm.policy.adapter_of(name))
@@ -128,17 +127,3 @@ def _check(student: dspy.Module, teachers: list[dspy.Module], trainset: Sequence
         raise UserError(
             f"{settings.rollouts} rollouts can't be shared equally by {1 + len(teachers)} programs: change `rollouts`."
         )
-
-
-@contextmanager
-def _without_own_lm(programs: Sequence[dspy.Module]) -> Iterator[None]:
-    """Let predictors sample as the rollouts say, not as a policy LM of their own would; put back afterwards."""
-    own = [(predictor, predictor.lm) for program in programs for predictor in program.predictors()]
-    for predictor, lm in own:
-        if isinstance(lm, PolicyLM):
-            predictor.lm = None
-    try:
-        yield
-    finally:
-        for predictor, lm in own:
-            predictor.lm = lm

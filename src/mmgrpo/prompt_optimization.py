@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import dspy
@@ -22,10 +22,10 @@ NEVER = 10**9
 
 @dataclass(frozen=True)
 class Optimized:
-    """What MIPROv2 found."""
+    """What a prompt optimizer found."""
 
     program: dspy.Module
-    trials: tuple[dict[str, float], ...]  # step and score in [0, 1] of each program that was tried
+    trials: tuple[dict[str, float], ...]  # step and score in [0, 1] of each program that was validated
     proposals: dict[str, int]  # asked: replies of the proposer; usable: those in the asked-for format
 
 
@@ -33,25 +33,26 @@ class ProposerAdapter(dspy.ChatAdapter):
     """ChatAdapter that takes an unformatted reply as it is where a single text field is asked for.
 
     A small model that proposes instructions often forgets the field markers. The reply is still a proposal, which
-    the trials then judge; programs under optimization are parsed as strictly as ever, and without a second call.
+    the trials then judge; the program under optimization is parsed as strictly as ever, and without a second call.
     """
 
-    def __init__(self):
+    def __init__(self, proposal: str, program: dspy.Module):
         super().__init__(use_json_adapter_fallback=False)
+        self.proposal = proposal  # the output field that has an instruction
+        self.strict = {tuple(predictor.signature.output_fields) for predictor in program.predictors()}
         self.proposals = {"asked": 0, "usable": 0}
         self._lock = threading.Lock()
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict:
         fields = signature.output_fields
-        proposal = PROPOSAL in fields
         try:
             parsed = super().parse(signature, completion)
         except AdapterParseError:
-            if len(fields) != 1 or next(iter(fields.values())).annotation is not str:
+            if tuple(fields) in self.strict or [field.annotation for field in fields.values()] != [str]:
                 raise
-            self._count(proposal, usable=False)
+            self._count(fields, usable=False)
             return {next(iter(fields)): completion.strip()}
-        self._count(proposal, usable=bool(parsed.get(PROPOSAL)))
+        self._count(fields, usable=bool(parsed.get(self.proposal)))
         return parsed
 
     def _call_postprocess(self, processed_signature, original_signature, outputs, *rest):
@@ -59,8 +60,8 @@ class ProposerAdapter(dspy.ChatAdapter):
         outputs = [output or " " for output in outputs]
         return super()._call_postprocess(processed_signature, original_signature, outputs, *rest)
 
-    def _count(self, proposal: bool, *, usable: bool) -> None:
-        if proposal:
+    def _count(self, fields: Collection[str], *, usable: bool) -> None:
+        if self.proposal in fields:
             with self._lock:
                 self.proposals["asked"] += 1
                 self.proposals["usable"] += usable
@@ -77,7 +78,7 @@ def mipro(
     seed: int,
 ) -> Optimized:
     """Run MIPROv2 on `program` under the weights of `lm`; candidates are scored greedily on `valset`."""
-    adapter = ProposerAdapter()
+    adapter = ProposerAdapter(PROPOSAL, program)
     program = program.deepcopy()
     program.set_lm(lm)
     optimizer = dspy.MIPROv2(
@@ -95,7 +96,7 @@ def mipro(
     )
     optimizer.num_instruct_candidates = settings.instruction_candidates
     minibatch = settings.minibatch is not None and settings.minibatch < len(valset)
-    with dspy.context(lm=lm, adapter=adapter), _quiet():
+    with dspy.context(lm=lm, adapter=adapter), quietly():
         best = optimizer.compile(
             program,
             trainset=list(trainset),
@@ -117,14 +118,14 @@ def _trials(best: dspy.Module) -> tuple[dict[str, float], ...]:
 
 
 @contextlib.contextmanager
-def _quiet():
-    """MIPROv2 and the evaluators under it print and log every candidate; the record holds what matters."""
+def quietly():
+    """MIPROv2, GEPA and the evaluators under them print and log every candidate; the record holds what matters."""
     loggers = [logging.getLogger(name) for name in ("dspy", "optuna")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         for logger, level in zip(loggers, before, strict=True):

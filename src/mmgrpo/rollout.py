@@ -12,14 +12,15 @@ import math
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
+from dspy.utils.exceptions import ContextWindowExceededError
 from tqdm.auto import tqdm
 
 from mmgrpo.errors import UserError
@@ -72,7 +73,7 @@ def run(
         todo.put(index)
     done: list[Trajectory | None] = [None] * len(jobs)
     stop = threading.Event()
-    settings = {"lm": lm, "adapter": _adapter(), "disable_history": True}
+    settings = {"lm": lm, "adapter": strict_adapter(), "disable_history": True}
     with tqdm(total=len(jobs), desc=progress, disable=progress is None, leave=False) as bar:
 
         def work(leave: Callable[[], None]) -> None:
@@ -109,9 +110,27 @@ def evaluate(
     policy: Policy,
     metric: Metric,
     progress: str | None = None,
-):
-    """Greedy runs, one an example. A run that didn't complete scores 0 (see `score`)."""
-    return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
+) -> list[Trajectory]:
+    """Greedy runs, one an example, also where the program has a policy LM of its own that isn't greedy.
+
+    A run that didn't complete scores 0 (see `score`).
+    """
+    with own_lms([program], lambda lm: lm.copy(temperature=0.0)):
+        return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
+
+
+@contextmanager
+def own_lms(programs: Sequence[dspy.Module], change: Callable[[PolicyLM], PolicyLM | None]) -> Iterator[None]:
+    """Change the policy LMs that predictors have of their own, for a while; afterwards all are as before."""
+    own = [(predictor, predictor.lm) for program in programs for predictor in program.predictors()]
+    for predictor, lm in own:
+        if isinstance(lm, PolicyLM):
+            predictor.lm = change(lm)
+    try:
+        yield
+    finally:
+        for predictor, lm in own:
+            predictor.lm = lm
 
 
 def score(trajectory: Trajectory) -> float:
@@ -125,7 +144,7 @@ def mean_score(trajectories: Sequence[Trajectory]) -> float:
     return sum(scored) / len(scored)
 
 
-def _adapter() -> dspy.Adapter:
+def strict_adapter() -> dspy.Adapter:
     """The caller's adapter without the JSON fallback, whose second prompt would be a call the program never made."""
     adapter = dspy.settings.adapter
     if adapter is None:
@@ -147,17 +166,15 @@ def _run_one(
     with dspy.context(**settings, callbacks=callbacks, trace=None, **{SETTING: recorder}):
         try:
             prediction = program(**job.example.inputs())
-        except AdapterParseError as raised:
-            error = _sentence(raised)
-            unparsed = [call for call in recorder.calls if call.status != "ok"]
-            if unparsed:
-                outcome, reward = "interrupted", format_failure_reward * (1 - unparsed[-1].parsed)
-            else:  # another language model's reply
-                outcome = "crashed"
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
-        except Exception as raised:  # the program's own fault: recorded, and fatal when frequent
-            outcome, error = "crashed", _sentence(raised)
+        except Exception as raised:
+            error = _sentence(raised)
+            unparsed = [call for call in recorder.calls if call.status != "ok"]
+            if unparsed:  # the reason, whatever was raised: dspy.Parallel turns a parse error into a missing result
+                outcome, reward = "interrupted", format_failure_reward * (1 - unparsed[-1].parsed)
+            else:  # the program's own fault, or another language model's: recorded, and fatal when frequent
+                outcome = "crashed"
         else:
             try:
                 judged = metric(job.example, prediction, None)

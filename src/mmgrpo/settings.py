@@ -87,11 +87,21 @@ class MIPROSettings(Settings):
     proposal_tokens: int = Field(512, gt=0)  # most tokens of one of its replies; our choice
 
 
+class GEPASettings(Settings):
+    """DSPy's GEPA, which the paper leaves out; all values our choice unless a line says otherwise."""
+
+    metric_calls: int = Field(1200, gt=0)  # program runs in all; about those of MIPROv2's 12 trials on 100 examples
+    minibatch: int = Field(3, gt=0)  # training examples a proposal is made from and first judged on; GEPA's default
+    temperature: float = Field(1.0, gt=0)  # of the proposer; the advice of DSPy's documentation
+    proposal_tokens: int = Field(512, gt=0)  # most tokens of one of its replies
+
+
 class FastSlowSettings(Settings):
-    """Prompts and weights in turns, under the rollout budget of `GRPOSettings`; all values our choice."""
+    """Prompts and weights in turns, under one budget of program runs; all values our choice."""
 
     rounds: int = Field(3, ge=2)
     trials: int = Field(3, gt=0)  # of MIPROv2, each round
+    runs: int | None = Field(None, gt=0)  # the budget, validation of the weights not counted; None: that of `grpo`
 
 
 class TaskSettings(Settings):
@@ -117,6 +127,8 @@ class Profile(Settings):
     sampling: SamplingSettings = SamplingSettings()
     grpo: GRPOSettings = GRPOSettings()
     mipro: MIPROSettings = MIPROSettings()
+    gepa: GEPASettings = GEPASettings()
+    fast_slow: FastSlowSettings = FastSlowSettings()
     tracker: Literal["none", "tensorboard", "wandb"] = "tensorboard"  # gets numbers only
     models_grpo: dict[str, dict] = {}  # what a model changes of `grpo`, as the paper does for Llama 3.1
     models_sampling: dict[str, dict] = {}  # likewise of `sampling`

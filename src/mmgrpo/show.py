@@ -42,6 +42,7 @@ USES = {
     "prompt_optimization": PROMPTED,
     "trajectory_grpo": TRAINED,
     "module_grpo": TRAINED,
+    "gepa": (),
 }  # others: both
 
 

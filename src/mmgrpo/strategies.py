@@ -2,7 +2,8 @@
 
 vanilla: the program as it is. prompt_optimization: MIPROv2. trajectory_grpo and module_grpo: the two groupings of
 mmGRPO. composition: MIPROv2's program, instructions and demonstrations fixed, then module-level GRPO under
-those very prompts (the paper's BetterTogether(PO, mmGRPO)).
+those very prompts (the paper's BetterTogether(PO, mmGRPO)). Beyond the paper: gepa, a prompt optimizer that reads the
+judge's feedback, and fast_slow, MIPROv2 and module-level GRPO in turns under one budget.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import dspy
 
 from mmgrpo import records, study
 from mmgrpo.errors import UserError
+from mmgrpo.fast_slow import fast_slow as interleave
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.prompt_optimization import mipro
 from mmgrpo.records import Record
+from mmgrpo.reflection import gepa as reflect
 from mmgrpo.study import Stopwatch, Study, Trained
 from mmgrpo.training_run import Level
 
@@ -82,6 +85,40 @@ def composition(ready: Study) -> Trained:
     return Trained(trained.program, trained.curve, trained.validation, {"prompt_optimization": before} | trained.notes)
 
 
+def gepa(ready: Study) -> Trained:
+    """GEPA; its proposer is the policy."""
+    found = reflect(
+        ready.program,
+        lm=ready.policy.lm(),
+        judge=ready.task.judge,
+        trainset=ready.splits.train,
+        valset=ready.splits.valid,
+        settings=ready.profile.gepa,
+        seed=ready.cell.seed,
+    )
+    return Trained(found.program, validation=found.trials, notes={"proposals": found.proposals})
+
+
+def fast_slow(ready: Study) -> Trained:
+    """MIPROv2 and module-level GRPO in turns. The record's notes say what each spent of the budget of program runs."""
+    done = interleave(
+        ready.program,
+        lm=ready.policy.lm(),
+        metric=ready.task.metric,
+        trainset=ready.splits.train,
+        valset=ready.splits.valid,
+        settings=ready.profile.fast_slow,
+        grpo=ready.grpo,
+        mipro_settings=ready.mipro,
+        sampling=ready.sampling,
+        seed=ready.cell.seed,
+        folder=ready.training_folder,
+        report_to=ready.profile.tracker,
+    )
+    adapter = str(done.adapter.relative_to(ready.training_folder))
+    return Trained(done.program, done.curve, done.validation, {"budget": done.budget, "adapter": adapter})
+
+
 def optimized_program(ready: Study, record: Record) -> dspy.Module:
     """The task's program with the instructions and demonstrations of a record."""
     program = ready.program.deepcopy()
@@ -111,4 +148,6 @@ STRATEGIES: dict[str, Callable[[Study], Trained]] = {
     "trajectory_grpo": trajectory_grpo,
     "module_grpo": module_grpo,
     "composition": composition,
+    "gepa": gepa,
+    "fast_slow": fast_slow,
 }

@@ -25,7 +25,7 @@ from mmgrpo.settings import GRPOSettings, MIPROSettings, Profile, SamplingSettin
 from mmgrpo.tasks import Splits, Task
 from mmgrpo.trajectory import Trajectory
 
-PACKAGES = ("mmgrpo", "torch", "transformers", "trl", "peft", "accelerate", "dspy", "datasets", "optuna")
+PACKAGES = ("mmgrpo", "torch", "transformers", "trl", "peft", "accelerate", "dspy", "datasets", "optuna", "gepa")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Study:
             "sampling": self.sampling.model_dump(),
             "grpo": self.grpo.model_dump(),
             "mipro": self.mipro.model_dump(),
+            "gepa": self.profile.gepa.model_dump(),
+            "fast_slow": self.profile.fast_slow.model_dump(),
         }
 
     def evaluate(self, program: dspy.Module, split: Sequence[dspy.Example], title: str) -> list[Trajectory]:

@@ -7,12 +7,16 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dspy
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from dspy.lm15 import ContextLengthError, Message, Request, Response, TextPart, Usage
 
+from mmgrpo.errors import UserError
 from mmgrpo.policy.batcher import Batcher
-from mmgrpo.policy.merging import adapter_folder, adapter_name
+from mmgrpo.policy.embedded import sha256
+from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
 from mmgrpo.policy.sampler import Completion, SamplingRequest, TreeSampler
 from mmgrpo.settings import PolicySettings
@@ -139,9 +143,41 @@ class PolicyLM(dspy.LM):
         )
         self.policy = policy
         self.weights = weights
+        self.adapter = adapter
         if folder is not None:
             policy.engine.folders[tag[1:]] = folder
 
     def with_weights(self, weights: Path, adapter: str = "default") -> PolicyLM:
         """The same language model with the adapter of a PEFT folder."""
         return PolicyLM(self.policy, weights, adapter, **self.kwargs)
+
+    def dump_state(self) -> dict[str, Any]:
+        """What `program.save` writes: names, not weights. The adapter's folder must stay where it is."""
+        state = {LM_CLASS_STATE_KEY: f"{__name__}.PolicyLM", "policy": self.policy.name, "sampling": dict(self.kwargs)}
+        if self.weights is None:
+            return state
+        file = adapter_folder(self.weights, self.adapter) / WEIGHTS
+        return state | {"weights": str(self.weights.resolve()), "adapter": self.adapter, "sha256": sha256(file)}
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> PolicyLM:
+        """The language model of a saved program, on the policy in use (`dspy.configure`).
+
+        DSPy calls this from `program.load(file, allow_unsafe_lm_state=True)` only. Raises UserError where the policy
+        or the adapter is not the one that the program was saved with.
+        """
+        name, current = state["policy"], dspy.settings.lm
+        if not isinstance(current, PolicyLM) or current.policy.name != name:
+            raise UserError(
+                f"This program was saved with the policy {name!r}, which is not in use: call "
+                f"dspy.configure(lm=mmgrpo.policy.load({name!r}, ...).lm()) and load it again."
+            )
+        if "weights" not in state:
+            return cls(current.policy, **state["sampling"])
+        weights = Path(state["weights"])
+        file = adapter_folder(weights, state["adapter"]) / WEIGHTS
+        if not file.exists() or sha256(file) != state["sha256"]:
+            raise UserError(
+                f"{file} is missing, or another adapter than this program was saved with: put that one back, or train again."
+            )
+        return cls(current.policy, weights, state["adapter"], **state["sampling"])

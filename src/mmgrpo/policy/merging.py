@@ -14,8 +14,8 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 def adapter_name(module: str) -> str:
-    """The PEFT adapter of a module that has its own; PEFT allows no dots."""
-    return module.replace(".", "_")
+    """The PEFT adapter of a module that has its own; PEFT allows no dots, and no name that stands in its "lora_"."""
+    return "module-" + module.replace(".", "-")
 
 
 def adapter_folder(saved: Path, adapter: str) -> Path:

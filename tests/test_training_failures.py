@@ -1,0 +1,123 @@
+"""When things go wrong: metrics that raise, equal rewards, losses that are not finite."""
+
+import dspy
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_policy import RawAdapter, tiny_policy
+from training_setup import TRAIN, VALID, Pair, compile_, fresh, noise, optimizer, same, weights
+from trl import GRPOTrainer
+
+from mmgrpo import trainer
+from mmgrpo.errors import UserError
+from mmgrpo.objective import Terms, policy_loss
+from mmgrpo.trainer import MAX_BAD_STEPS, check_trl
+
+pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
+
+
+def test_error_in_the_metric_leaves_everything_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    policy, student, teacher = tiny_policy(), Pair(), Pair()
+    own, adapter = policy.lm(temperature=0.5), RawAdapter()
+    student.a.lm = teacher.b.lm = own
+
+    def broken(example, prediction, trace=None):
+        raise ValueError("no gold label")
+
+    with dspy.context(lm=policy.lm(), adapter=adapter):
+        before = dict(dspy.settings.config)
+        with pytest.raises(UserError, match="no gold label"):
+            optimizer(broken, rollouts=4).compile(student, trainset=TRAIN, valset=VALID, teacher=teacher)
+        assert dict(dspy.settings.config) == before
+    assert (student.a.lm, student.b.lm, teacher.a.lm, teacher.b.lm) == (own, None, None, own)
+    assert list(tmp_path.iterdir()) == []
+    assert not getattr(student, "_compiled", False)
+    compile_(policy, optimizer(steps=1))  # and it can be trained after all
+
+
+def test_error_halfway_leaves_the_folder_ready_to_go_on(tmp_path):
+    with pytest.raises(UserError):
+        compile_(tiny_policy(), optimizer(lambda *_: float("nan"), folder=tmp_path))
+    assert len(compile_(tiny_policy(), optimizer(folder=tmp_path)).training_log.curve) == 2
+
+
+def test_student_itself_is_not_changed():
+    policy, student = tiny_policy(), Pair()
+    program = compile_(policy, optimizer(steps=1), student)
+    assert program is not student
+    assert (student.a.lm, student.b.lm) == (None, None)
+    assert not hasattr(student, "training_log")
+
+
+def test_equal_rewards_update_nothing():
+    policy = tiny_policy()
+    log = compile_(policy, optimizer(lambda *_: 0.5)).training_log
+    assert same(fresh(), weights(policy))
+    assert [entry["reward"] for entry in log.curve] == [0.5, 0.5]
+    assert [entry.get("groups/kept", 0) for entry in log.curve] == [0, 0]
+    assert all(entry["groups/dropped_no_variance"] > 0 for entry in log.curve)
+
+
+def test_step_without_a_group_between_others_moves_nothing(tmp_path):
+    steps = iter([noise] * 6 + [lambda *_: 0.5] * 6 + [noise] * 6)
+    policy = tiny_policy()
+    compile_(policy, optimizer(lambda *args: next(steps)(*args), steps=3, validate_every=1, folder=tmp_path))
+    stored = [load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 3)]
+    before = load_file(tmp_path / "best" / "adapter_model.safetensors")
+    assert same(before, stored[1]) and not same(*stored)
+
+
+def broken_at(*steps):
+    """policy_loss that is NaN in these updates."""
+    made = iter(range(10**6))
+
+    def loss(*args, **kwargs):
+        terms = policy_loss(*args, **kwargs)
+        return Terms(terms.loss * float("nan"), terms.kl, terms.clipped) if next(made) in steps else terms
+
+    return loss
+
+
+def test_step_whose_loss_is_not_finite_is_skipped_and_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "policy_loss", broken_at(1))
+    log = compile_(tiny_policy(), optimizer(steps=3, folder=tmp_path, validate_every=1)).training_log
+    assert [entry["skipped"] for entry in log.curve] == [0, 1, 0]
+    monkeypatch.setattr(trainer, "policy_loss", policy_loss)
+    one_step = tiny_policy()
+    compile_(one_step, optimizer(steps=1))
+    stored = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
+    assert same({f"default/{name}": value for name, value in stored.items()}, weights(one_step))
+
+
+def test_gradient_that_is_not_finite_is_skipped_too(monkeypatch):
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    def loss(*args, **kwargs):
+        terms = policy_loss(*args, **kwargs)
+        return Terms(Poison.apply(terms.loss), terms.kl, terms.clipped)
+
+    monkeypatch.setattr(trainer, "policy_loss", loss)
+    policy = tiny_policy()
+    log = compile_(policy, optimizer()).training_log
+    assert [entry["skipped"] for entry in log.curve] == [1, 1]
+    assert same(fresh(), weights(policy))
+
+
+def test_loss_that_stays_broken_stops_the_run(monkeypatch):
+    monkeypatch.setattr(trainer, "policy_loss", broken_at(*range(100)))
+    with pytest.raises(UserError, match=f"not finite in {MAX_BAD_STEPS} steps in a row"):
+        compile_(tiny_policy(), optimizer(steps=MAX_BAD_STEPS + 2))
+
+
+def test_trl_without_the_expected_hook_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(GRPOTrainer, "training_step", lambda self, model, inputs: None)
+    with pytest.raises(UserError, match=r"training_step\(self, model, inputs\), expected .* install the version"):
+        check_trl()

@@ -1,0 +1,60 @@
+"""Which inputs a step has, and how teachers share its groups."""
+
+from types import SimpleNamespace
+
+import pytest
+from tiny_policy import tiny_policy
+from training_setup import TRAIN, Pair, Spy, compile_, noise, optimizer
+
+from mmgrpo import rollout, training_run
+from mmgrpo.training_run import TrainingRun, inputs_of_step
+
+pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
+
+
+def test_every_example_comes_once_an_epoch_whatever_was_before():
+    shown = [example.q for step in range(5) for example in inputs_of_step(TRAIN, step, 2, seed=0)]
+    assert sorted(shown[:5]) == sorted(shown[5:]) == [example.q for example in TRAIN]
+    assert shown[:5] != shown[5:]
+    again = [example.q for step in reversed(range(5)) for example in reversed(inputs_of_step(TRAIN, step, 2, seed=0))]
+    assert again[::-1] == shown  # any step can be asked for at any time
+    assert shown != [example.q for step in range(5) for example in inputs_of_step(TRAIN, step, 2, seed=1)]
+
+
+def test_step_may_want_more_inputs_than_there_are():
+    assert [example.q for example in inputs_of_step(TRAIN[:1], 0, 3, seed=0)] == ["question 0"] * 3
+    log = compile_(tiny_policy(), optimizer(steps=1, inputs=3), trainset=TRAIN[:1]).training_log
+    assert log.curve[0]["rollouts"] == 9
+
+
+def test_no_two_runs_of_a_step_are_the_same(monkeypatch):
+    runs = Spy(monkeypatch, rollout, "run")
+    compile_(tiny_policy(), optimizer(steps=1, inputs=3), trainset=TRAIN[:1])
+    assert len({run.calls[0].text for run in runs.calls[0][2]}) == 9
+
+
+def test_teacher_shares_the_groups_of_the_student(monkeypatch):
+    runs = Spy(monkeypatch, rollout, "run")
+    teacher = Pair()
+    teacher.a.signature = teacher.a.signature.with_instructions("TEACH ME")
+    log = compile_(tiny_policy(), optimizer(steps=1, rollouts=4, group_size=4), teacher=teacher).training_log
+    assert log.curve[0]["rollouts"] == 8
+    (student_runs, teacher_runs) = (result for _, _, result in runs.calls)
+    assert [run.rollout for run in student_runs] == [0, 2, 0, 2] and [run.rollout for run in teacher_runs] == [
+        1,
+        3,
+        1,
+        3,
+    ]
+    policy = tiny_policy()
+    for run, expected in ((student_runs[0], False), (teacher_runs[0], True)):
+        assert ("TEACH ME" in policy.tokenizer.decode(run.calls[0].prompt_ids)) is expected
+    groups = TrainingRun._group(_plan(), [*student_runs, *teacher_runs], 0).groups
+    sizes = {len(group.members) for group in groups}
+    assert sizes == {4}
+
+
+def _plan():
+    """What grouping asks of a run."""
+    how = optimizer(rollouts=4, group_size=4)
+    return SimpleNamespace(plan=training_run.Plan(noise, "module", how.settings, how.sampling, 0, "none"))
