@@ -156,6 +156,8 @@ def _run_one(
                 outcome = "crashed"
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
+        except UserError:
+            raise
         except Exception as raised:  # the program's own fault: recorded, and fatal when frequent
             outcome, error = "crashed", _sentence(raised)
         else:
