@@ -168,6 +168,8 @@ def _run_one(
             prediction = program(**job.example.inputs())
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
+        except UserError:
+            raise
         except Exception as raised:
             error = _sentence(raised)
             unparsed = [call for call in recorder.calls if call.status != "ok"]

@@ -131,7 +131,7 @@ def record_of(study: Study, trained: Trained, test: Sequence[Trajectory], watch:
         tokens=dict(study.policy.engine.tokens),
         peak_memory_gb=_peak_memory_gb(),
         program=_state(trained.program),
-        notes=trained.notes | {"cell": study.cell.fingerprint()},
+        notes=trained.notes | {"cell": study.cell.fingerprint(), "spending": study.task.spending()},
     )
 
 

@@ -64,6 +64,7 @@ class Task:
     paper_sizes: tuple[int, int]  # training and evaluation examples in the paper
     citation: str
     licence: str
+    spending: Callable[[], dict[str, dict[str, float]]] = dict  # so far, by role: calls, tokens, dollars of paid APIs
 
     def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
         """The score alone, in [0, 1], as DSPy's optimizers want it."""
