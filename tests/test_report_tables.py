@@ -169,6 +169,24 @@ def test_groups_average_steps_and_tolerate_what_was_not_logged():
     assert tables.groups([record()]) is None
 
 
+def test_a_count_that_a_step_did_not_log_is_zero_in_that_step():
+    steps = [{"step": 1, "reward": 0.5, "groups/kept": 2.0, "groups/dropped_no_variance": 4.0},
+             {"step": 2, "reward": 0.5, "groups/kept": 6.0}]  # fmt: skip
+    shown = tables.groups([record(strategy="module_grpo", curve=tuple(steps))]).shown.iloc[0]
+    assert shown["Groups kept"] == "4.0"
+    assert shown["Groups dropped, equal rewards"] == "2.0"  # not 4.0
+
+
+def test_a_composition_pays_for_the_prompts_that_it_starts_from():
+    before = {"seconds": {"optimize": 3600.0, "evaluate": 900.0}, "tokens": {"prompt": 6000}, "validation": []}
+    composed = record(strategy="composition", notes={"prompt_optimization": before})
+    table = tables.cost([record(), composed]).shown.set_index("Strategy")
+    own, paid = table.loc["Vanilla CoT"], table.loc["BetterTogether(PO, mmGRPO)"]
+    assert (own["Prompts before, h"], paid["Prompts before, h"]) == (names.MISSING, "1.00")
+    assert (own["In all, h"], paid["In all, h"]) == ("0.75", "1.75")  # the earlier test run is not its own
+    assert (own["Prompt, k tokens"], paid["Prompt, k tokens"]) == ("4.0", "10.0")
+
+
 def test_outcomes_are_counted_over_seeds():
     ends = ["completed", "interrupted"]
     found = tables.outcomes([record(outcomes=ends, seed=0), record(outcomes=ends, seed=1)]).shown.iloc[0]
