@@ -16,11 +16,11 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report lab test lock clean .venv
+.PHONY: help reproduce report lab test test-browser lock clean .venv
 
 help: ## list the targets
 	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
 
 reproduce: .venv ## run the study: every strategy of PROFILE on TASKS, then its tables and figures
 	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS)
@@ -40,6 +40,9 @@ test: .venv ## run the tests, the smoke grid and every notebook
 	unset MMGRPO_DATA_DIR && \
 	$(PY) -m mmgrpo grid --profile smoke --tasks all && \
 	$(PY) -m pytest --nbval --nbval-current-env notebooks
+
+test-browser: .venv ## run two notebooks in JupyterLab in a real browser; screenshots go to figures/
+	$(PY) -m pytest -m browser -rs tests/browser
 
 .venv: .venv/.complete ## make the environment from the lock files
 

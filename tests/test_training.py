@@ -387,14 +387,6 @@ def test_without_a_validation_set_the_last_adapter_comes_back(tmp_path):
     assert (log.best, log.validation) == ({"step": 2.0}, ())
 
 
-def test_the_log_keeps_one_inputs_rollouts_and_the_deviation_before_the_choice(tmp_path):
-    log = compile_(tiny_policy(), optimizer(folder=tmp_path, group_size=2)).training_log
-    assert len(log.rollouts["runs"]) == 3 and log.rollouts["groups"]
-    assert all(len(group["members"]) == 2 for group in log.rollouts["groups"])
-    assert all(entry["group_std_all"] <= entry["group_std"] for entry in log.curve)
-    assert any(entry["group_std_all"] < entry["group_std"] for entry in log.curve)
-
-
 @pytest.mark.parametrize("adapters", ["shared", "per_module"])
 def test_adapters_are_peft_folders_that_a_fresh_model_loads(adapters):
     policy = tiny_policy()

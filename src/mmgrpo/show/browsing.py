@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML
-from ipywidgets import HTML as View
-from ipywidgets import Dropdown, VBox
 
 from mmgrpo.grouping import Group
 from mmgrpo.show.markup import Markup, folded, number, pre, shaded, unfolding
 from mmgrpo.trajectory import Call, Trajectory
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
 
 Credit = dict[tuple[str, int, str, int], list[tuple[str, float]]]  # (example, rollout, module, invocation) -> groups
 
 
 def browser(runs: Sequence[Trajectory], groups: Sequence[Group] = (), tokenizer: Any = None) -> VBox:
     """Menus for input, run and call, over the chosen call. With a tokenizer prompts and tokens are there too."""
-    credit, view = _credit(groups), View()
-    example, run, call = (Dropdown(description=name) for name in ("input", "run", "call"))
+    import ipywidgets  # here, because nothing else needs it
+
+    credit, view = _credit(groups), ipywidgets.HTML()
+    example, run, call = (ipywidgets.Dropdown(description=name) for name in ("input", "run", "call"))
 
     def choose_example(_: Any) -> None:
         run.options = [(_of_run(each), at) for at, each in enumerate(runs) if each.example == example.value]
@@ -44,7 +47,7 @@ def browser(runs: Sequence[Trajectory], groups: Sequence[Group] = (), tokenizer:
         menu.observe(chosen, names="value")
     choose_call(None)
     example.options = list(dict.fromkeys(each.example for each in runs))
-    return VBox([example, run, call, view])
+    return ipywidgets.VBox([example, run, call, view])
 
 
 def browser_html(runs: Sequence[Trajectory], groups: Sequence[Group] = (), tokenizer: Any = None) -> HTML:

@@ -24,6 +24,7 @@ USES = {
     "prompt_optimization": PROMPTED,
     "trajectory_grpo": TRAINED,
     "module_grpo": TRAINED,
+    "gepa": (),
 }  # others: both
 
 

@@ -49,7 +49,10 @@ def rollout_groups(records: Sequence[Record]) -> Figure | None:
 
 
 def reward_variance(records: Sequence[Record]) -> Figure | None:
-    """Reward deviation within groups by step, of the K-diverse members and of all; None where no group was cut."""
+    """Reward deviation within groups by step, of the K-diverse members and of all; None where no group was cut.
+
+    Means over models and seeds.
+    """
     curve = frames.curve(records)
     needed = {"group_std", "group_std_all", "groups/kept", "members/dropped_k_diverse"}
     if not needed <= set(curve):
@@ -101,7 +104,9 @@ def _groups(axis: Axes, drawn: dict[str, Any], rows: dict[int, int]) -> None:
             hatch = REPEATED if _is_copy(group, member, drawn["runs"][rows[member["rollout"]]]) else None
             row, advantage = rows[member["rollout"]], member["advantage"]
             axis.add_patch(_block(column - HIGH / 2, row, HIGH, facecolor=shade(advantage), hatch=hatch))
-            axis.text(column, row, number(advantage, 1, sign=True), ha="center", va="center", color="black")
+            under = {"facecolor": shade(advantage), "edgecolor": "none", "pad": 1.5}
+            text = number(advantage, 1, sign=True)
+            axis.text(column, row, text, ha="center", va="center", color="black", bbox=under)
     axis.set_xlim(-0.6, len(drawn["groups"]) - 0.4)
     labels = ["\n".join(str(part) for part in group["key"]) or "whole runs" for group in drawn["groups"]]
     slanted = {"rotation": 30, "ha": "right"} if len(labels) > 3 else {}

@@ -36,7 +36,8 @@ INCHES = (3.4, 2.7)  # of one panel
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)  # Okabe and Ito: advantages above and below zero
 FULL = 2.0  # advantage, in deviations, from which on the colour is as strong as it gets
 STRENGTH = 0.6  # of the strongest colour; black text stays readable on it
-NARROWEST = 5.0  # inches; a narrower figure would be less wide than its legend
+NARROWEST = 5.7  # inches; a narrower figure would be less wide than its legend
+LEGEND = (0.45, 0.055)  # inches of a legend's handle, and of a character of its text
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -80,7 +81,11 @@ def new(
 
 
 def legend(figure: Figure, handles: list) -> None:
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
+    """A legend below all panels, in as many columns as fit, at most three."""
+    handle, character = LEGEND
+    widest = handle + character * max(len(each.get_label()) for each in handles)
+    columns = min(len(handles), 3, int(figure.get_figwidth() / widest))
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(columns, 1))
 
 
 def strategy_handles(strategies: Sequence[str], models: Sequence[str], *, marker: str | None = None) -> list[Line2D]:
