@@ -18,7 +18,7 @@ def build(records: Sequence[Record], folder: Path) -> list[Path]:
     frames.check(records)
     made_tables = [
         tables.scores(records), claims.build(records), tables.cost(records), tables.groups(records),
-        tables.outcomes(records), settings_table.build(records),
+        tables.parts(records), tables.outcomes(records), settings_table.build(records),
     ]  # fmt: skip
     smoke = frames.is_smoke(records)
     files = [file for table in made_tables if table is not None for file in writers.write(table, folder)]

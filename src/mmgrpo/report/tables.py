@@ -99,6 +99,23 @@ def groups(records: Sequence[Record]) -> Table | None:
     return Table("table_groups", "Groups in training", caption, shown, numbers, frames.is_smoke(records))
 
 
+def parts(records: Sequence[Record]) -> Table | None:
+    """What the metric is made of, means over examples and seeds; None where no metric has parts."""
+    by_run = frames.details(records)
+    names_of_parts = [column for column in by_run if column not in frames.RUN]
+    if not names_of_parts:
+        return None
+    numbers = _in_order(by_run.groupby(frames.CELL)[names_of_parts].mean().reset_index())
+    shown = _heads(numbers)
+    for name in names_of_parts:
+        shown[name.replace("_", " ").capitalize()] = [number(value, 2) for value in numbers[name]]
+    caption = (
+        "Means over seeds and over the test examples that have the part; a run that broke off may have none. "
+        f"{names.MISSING}: the task has no such part."
+    )
+    return Table("table_parts", "Parts of the metric", caption, shown, numbers, frames.is_smoke(records))
+
+
 def outcomes(records: Sequence[Record]) -> Table:
     """How the test runs of the program ended, over all seeds."""
     counts = ["examples", *frames.OUTCOMES]
