@@ -38,10 +38,10 @@ def commands(text: str) -> list[str]:
 
 
 def links(text: str) -> list[str]:
-    """Files and folders that are linked, and those of this repository that are named in code spans."""
+    """Files and folders that are linked, and those of this repository that are named in code spans; NAME is any."""
     linked = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
     named = re.findall(r"`((?:src|notebooks|tests|data|figures)/[\w./*-]*)`", text)
-    return [*linked, *named]
+    return [*linked, *(target.replace("NAME", "*") for target in named)]
 
 
 def names_in(module: ast.Module) -> list[tuple[str, str]]:
@@ -66,9 +66,9 @@ def exists(module: str, name: str) -> bool:
 
 
 def test_the_readme_is_read_as_it_is_written():
-    text = "```bash\nmake a  # b\nls x\n```\n`make c D=e` [f](g/h.md) [i](https://j) `src/k.py`\n"
+    text = "```bash\nmake a  # b\nls x\n```\n`make c D=e` [f](g/h.md) [i](https://j) `src/k.py` `src/NAME.py`\n"
     assert commands(text) == ["make a", "ls x", "make c D=e"]
-    assert links(text) == ["g/h.md", "src/k.py"]
+    assert links(text) == ["g/h.md", "src/k.py", "src/*.py"]
     found = names_in(ast.parse("import a.b as c\nfrom d import e\nc.f(e.g)"))
     assert found == [("d", "e"), ("a.b", "f"), ("d.e", "g")]
 
