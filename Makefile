@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report lab test test-learning lock clean .venv
+.PHONY: help reproduce report lab test test-learning test-browser lock clean .venv
 
 help: ## list the targets
 	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
@@ -43,6 +43,9 @@ test: .venv ## run the tests, the smoke grid and every notebook
 
 test-learning: .venv ## train the embedded model for a few minutes and check that its reward rises
 	$(PY) -m pytest -m learning
+
+test-browser: .venv ## run two notebooks in JupyterLab in a real browser; screenshots go to figures/
+	$(PY) -m pytest -m browser -rs tests/browser
 
 .venv: .venv/.complete ## make the environment from the lock files
 

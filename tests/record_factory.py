@@ -29,3 +29,27 @@ def curve(rewards: Sequence[float], **statistics: float) -> tuple[dict[str, floa
     return tuple(
         {"step": step, "reward": reward, "format_failures": 0.25} | statistics for step, reward in enumerate(rewards, 1)
     )
+
+
+def outline() -> dict[str, Any]:
+    """What training keeps of two runs of one input: run 1 searched once, so `fill` repeated that call."""
+
+    def call(module: str, invocation: int, status: str = "ok") -> dict[str, Any]:
+        return {"module": module, "invocation": invocation, "tokens": 4, "status": status}
+
+    def member(rollout: int, place: int) -> dict[str, Any]:
+        return {"rollout": rollout, "places": [place], "advantage": 1.0 - 2 * rollout}
+
+    runs = [[call("plan", 0), call("search", 0), call("search", 1)], [call("plan", 0), call("search", 0, "truncated")]]
+    return {
+        "step": 3,
+        "example": "e0",
+        "runs": [
+            {"rollout": g, "reward": 1.0 - g, "outcome": "completed", "calls": calls} for g, calls in enumerate(runs)
+        ],
+        "groups": [
+            {"key": ["plan", 0], "members": [member(0, 0), member(1, 0)]},
+            {"key": ["search", 0], "members": [member(0, 1), member(1, 1)]},
+            {"key": ["search", 1], "members": [member(0, 2), member(1, 1)]},
+        ],
+    }

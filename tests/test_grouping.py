@@ -252,3 +252,12 @@ def test_one_module_called_once_gives_the_trajectory_groups(rewards, padding, si
 def test_nothing_to_compare_gives_no_groups(trajectories):
     assert by_module(trajectories).groups == ()
     assert trajectory_groups(trajectories, size=ALL, scale="group").groups == ()
+
+
+def test_the_pool_is_the_group_before_its_members_were_chosen():
+    found = module_groups(
+        runs(("a", 1.0), ("a", 0.0), ("a", 0.5)), padding="fill", size=2, scale="group", rng=random.Random(0)
+    )
+    assert found.pools[0].rewards.tolist() == [1.0, 0.0, 0.5]
+    assert found.groups[0].rewards.tolist() == [1.0, 0.0]
+    assert found.pools[0].key == found.groups[0].key

@@ -1,11 +1,14 @@
 """Figures are written as PDF and PNG, equal for equal records, and stamped where they show a smoke run."""
 
+import dataclasses
+
 import matplotlib.pyplot as plt
 import pytest
-from record_factory import curve, record
+from record_factory import curve, outline, record
 
 from mmgrpo import report
 from mmgrpo.errors import UserError
+from mmgrpo.records import Score
 from mmgrpo.report import figures, names
 
 STEPS = [0.1, 0.3, 0.2, 0.4, 0.5, 0.4, 0.6, 0.5]
@@ -68,6 +71,84 @@ def test_learning_curves_need_a_trained_run():
     assert figures.learning_curves([record()]) is None
 
 
+def test_rollouts_and_groups_are_drawn_as_they_were():
+    figure = figures.rollout_groups([record(), trained(notes={"rollouts": outline()})])
+    left, right = figure.axes
+    assert [(box.get_x(), box.get_width()) for box in left.patches] == [(0, 4), (4, 4), (8, 4), (0, 4), (4, 4)]
+    assert [text.get_text() for text in left.texts] == ["1.00", "0.00"]
+    assert [text.get_text() for text in right.texts] == ["+1.0", "−1.0"] * 3
+    assert [label.get_text() for label in right.get_xticklabels()] == ["plan\n0", "search\n0", "search\n1"]
+    assert [bool(box.get_hatch()) for box in left.patches] == [False] * 4 + [True]  # the call that did not parse
+    assert [bool(box.get_hatch()) for box in right.patches] == [False] * 5 + [True]  # the copy
+    assert {text.get_text() for text in figure.legends[0].texts} >= {"plan", "search", "did not parse"}
+
+
+def test_a_trajectory_level_group_is_one_column_and_gives_way_to_module_level():
+    whole = outline() | {"groups": [{"key": [], "members": [{"rollout": 0, "places": [0, 1, 2], "advantage": 1.0}]}]}
+    by_run = record(strategy="trajectory_grpo", notes={"rollouts": whole})
+    right = figures.rollout_groups([by_run]).axes[1]
+    assert [label.get_text() for label in right.get_xticklabels()] == ["whole runs"]
+    both = figures.rollout_groups([by_run, trained(notes={"rollouts": outline()})])
+    assert len(both.axes[1].get_xticklabels()) == 3
+
+
+def test_reward_variance_compares_the_chosen_members_with_all():
+    logged = {"group_std": 0.5, "group_std_all": 0.4, "members/dropped_k_diverse": 4.0}
+    steps = [*curve([0.1, 0.2], **logged, **{"groups/kept": 2.0}), {"step": 3, "reward": 0.0} | logged]
+    axis = figures.reward_variance([record(strategy="module_grpo", curve=tuple(steps))]).axes[0]
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[0.5, 0.5], [0.4, 0.4]]  # step 3 kept no group
+
+
+@pytest.mark.parametrize("cut", [{}, {"members/dropped_k_diverse": 0.0}])
+def test_reward_variance_needs_a_group_that_was_cut(cut):
+    steps = curve([0.1], group_std=0.5, group_std_all=0.5, **{"groups/kept": 2.0}, **cut)
+    assert figures.reward_variance([record(strategy="module_grpo", curve=steps)]) is None
+
+
+def scored(*details, outcomes=("completed", "completed"), **changes):
+    """A run whose test examples have these parts."""
+    scores = tuple(Score(f"e{i}", 0.5, end, each) for i, (each, end) in enumerate(zip(details, outcomes)))
+    return dataclasses.replace(record(**changes), scores=scores)
+
+
+def test_quality_stands_against_leakage_by_seed_and_mean():
+    first = scored({"quality": 1.0, "leakage": 0.5}, {"quality": 0.0, "leakage": 0.0}, task="papillon", seed=0)
+    second = scored({"quality": 1.0, "leakage": 0.25}, {}, task="papillon", seed=1)  # the other was not judged
+    seeds, mean = figures.quality_leakage([first, second, record()]).axes[0].collections
+    assert seeds.get_offsets().tolist() == [[25, 50], [25, 100]]
+    assert mean.get_offsets().tolist() == [[25, 75]]
+
+
+def test_what_is_measured_by_hop_has_a_line_over_the_hops_that_were_reached():
+    run = scored(
+        {"recall_hop_1": 0.25, "recall_hop_2": 1.0, "query_tokens_hop_2": 7.0},
+        {"recall_hop_1": 0.75},
+        outcomes=("completed", "interrupted"), task="hover",
+    )  # fmt: skip
+    lengths, recall = figures.by_hop([run]).axes
+    assert (lengths.get_ylabel(), recall.get_ylabel()) == ("Query tokens", "Recall")
+    assert recall.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 1.0]]
+
+
+def test_cost_has_hours_and_tokens_and_a_composition_pays_for_its_prompts():
+    before = {"seconds": {"optimize": 3600.0, "evaluate": 900.0}, "tokens": {"completion": 1000}}
+    composed = record(strategy="composition", notes={"prompt_optimization": before})
+    hours, tokens = figures.cost([composed]).axes
+    assert hours.collections[0].get_offsets()[0, 0] == 1.75  # 0.75 of its own
+    assert tokens.collections[0].get_offsets()[0, 0] == 3  # thousands
+
+
+def test_strategies_beyond_the_papers_are_in_every_figure_and_table(tmp_path):
+    names_ = ["gepa", "fast_slow", "one_of_mine"]
+    runs = [trained(), *(record(strategy=name, curve=curve(STEPS)) for name in names_)]
+    written = {file.name: file for file in report.build(runs, tmp_path)}
+    for name in ("table_scores.md", "table_cost.md", "table_groups.md", "table_outcomes.md"):
+        text = written[name].read_text(encoding="utf-8")
+        assert all(names.strategy(each) in text for each in names_)
+    for draw in (figures.scores, figures.cost, figures.learning_curves):
+        assert {names.strategy(each) for each in names_} <= {text.get_text() for text in draw(runs).legends[0].texts}
+
+
 @pytest.mark.parametrize("draw", [figures.scores, figures.learning_curves, figures.cost])
 def test_smoke_is_said_in_the_figure(draw):
     assert draw([trained(smoke=True)]).get_suptitle() == names.SMOKE_STAMP
@@ -98,7 +179,8 @@ def test_build_of_a_smoke_run_marks_every_file(tmp_path):
 
 def test_build_without_training_leaves_out_curves_and_groups(tmp_path):
     written = {file.stem for file in report.build([record()], tmp_path)}
-    assert not written & {"figure_learning_curves", "table_groups"}
+    assert {stem for stem in written if stem.startswith("figure")} == {"figure_scores", "figure_cost"}
+    assert "table_groups" not in written
 
 
 def test_build_without_records_says_what_to_do(tmp_path):

@@ -1,9 +1,12 @@
 """Tables of known records, and the paper's numbers against what the paper says of them."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 from record_factory import curve, record
 
+from mmgrpo.records import Score
 from mmgrpo.report import claims, names, published, settings_table, summary, tables, writers
 from mmgrpo.report.claims import Claim
 
@@ -167,6 +170,40 @@ def test_groups_average_steps_and_tolerate_what_was_not_logged():
     assert shown.loc["mmGRPO (module)", "Format failures, % of runs"] == "25.0"
     assert shown.loc["GRPO (trajectory)", "Groups kept"] == names.MISSING
     assert tables.groups([record()]) is None
+
+
+def test_a_count_that_a_step_did_not_log_is_zero_in_that_step():
+    steps = [{"step": 1, "reward": 0.5, "groups/kept": 2.0, "groups/dropped_no_variance": 4.0},
+             {"step": 2, "reward": 0.5, "groups/kept": 6.0}]  # fmt: skip
+    shown = tables.groups([record(strategy="module_grpo", curve=tuple(steps))]).shown.iloc[0]
+    assert shown["Groups kept"] == "4.0"
+    assert shown["Groups dropped, equal rewards"] == "2.0"  # not 4.0
+
+
+def test_a_composition_pays_for_the_prompts_that_it_starts_from():
+    before = {"seconds": {"optimize": 3600.0, "evaluate": 900.0}, "tokens": {"prompt": 6000}, "validation": []}
+    composed = record(strategy="composition", notes={"prompt_optimization": before})
+    table = tables.cost([record(), composed]).shown.set_index("Strategy")
+    own, paid = table.loc["Vanilla CoT"], table.loc["BetterTogether(PO, mmGRPO)"]
+    assert (own["Prompts before, h"], paid["Prompts before, h"]) == (names.MISSING, "1.00")
+    assert (own["In all, h"], paid["In all, h"]) == ("0.75", "1.75")  # the earlier test run is not its own
+    assert (own["Prompt, k tokens"], paid["Prompt, k tokens"]) == ("4.0", "10.0")
+
+
+def test_parts_of_a_metric_are_means_of_the_examples_that_have_them():
+    def run(task, seed, *details):
+        scores = tuple(Score(f"e{place}", 0.5, "completed", each) for place, each in enumerate(details))
+        return dataclasses.replace(record(task=task, seed=seed), scores=scores)
+
+    records = [
+        run("papillon", 0, {"quality": 1.0, "leakage": 0.5}, {"quality": 0.0, "leakage": 0.0}),
+        run("papillon", 1, {"quality": 1.0, "leakage": 0.25}, {}),
+        run("hover", 0, {"recall_hop_1": 0.5}, {}),
+    ]
+    shown = tables.parts(records).shown.set_index("Task")
+    assert (shown.loc["PAPILLON", "Quality"], shown.loc["PAPILLON", "Leakage"]) == ("0.75", "0.25")
+    assert (shown.loc["HoVer", "Recall hop 1"], shown.loc["HoVer", "Quality"]) == ("0.50", names.MISSING)
+    assert tables.parts([record()]) is None
 
 
 def test_outcomes_are_counted_over_seeds():

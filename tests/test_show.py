@@ -70,6 +70,7 @@ def test_a_reply_with_a_script_stays_text_wherever_it_is_shown():
         (show.groups([group]), 4),
         (show.answers([example], before=[run]), 3),
         (show.lesson(lesson), 2),
+        (show.browser_html([run], [group], Tokenizer()), 2),
         (show.program(dspy.Predict(dspy.Signature("text -> label", EVIL))), 1),
         (show.prompt(dspy.Predict(dspy.Signature("text -> label", EVIL)), example, Policy()), 2),
     ):
@@ -128,6 +129,50 @@ def test_a_trajectory_level_member_shows_all_its_calls():
     runs = [show.toy_run(0, "plan search search", 1.0), show.toy_run(1, "plan search", 0.0)]
     text = show.groups(trajectory_groups(runs, size=2, scale="group").groups).data
     assert "[plan 0] plan 0 of run 0\n[search 0] search 0 of run 0\n[search 1] search 1 of run 0" in text
+
+
+def searched():
+    """Two runs of one input and one of another, with their module-level groups, filled up."""
+    runs = [show.toy_run(0, "plan search search", 1.0), show.toy_run(1, "plan search", 0.0)]
+    other = dataclasses.replace(show.toy_run(0, "plan", 0.5), example="other")
+    groups = module_groups(runs, padding="fill", size=2, scale="group", rng=random.Random(0)).groups
+    return [*runs, other], groups
+
+
+def test_the_browser_follows_its_menus():
+    runs, groups = searched()
+    example, run, call, view = show.browser(runs, groups, Tokenizer()).children
+    assert example.options == ("toy", "other") and [place for _, place in run.options] == [0, 1]
+    assert "plan 0 of run 0" in view.value and "+1.00" in view.value and "#b3d5e8" in view.value
+    run.value = 1
+    assert [place for _, place in call.options] == [(1, 0), (1, 1)]
+    call.value = (1, 1)
+    assert "search 0 of run 1" in view.value and "#f8e2b3" in view.value
+    assert "in group search · 0" in view.value and "in group search · 1" in view.value  # its copy fills the second
+    example.value = "other"
+    assert "plan 0 of run 0" in view.value and "In no group that teaches" in view.value
+
+
+def test_the_browser_stands_a_run_without_calls_and_no_run_at_all():
+    quiet = dataclasses.replace(show.toy_run(0, "plan", None), calls=())
+    for runs in ([quiet], []):
+        assert "No call was made" in show.browser(runs).children[-1].value
+    assert "reward –, 0 calls" in show.browser_html([quiet]).data
+    assert "No run was made" in show.browser_html([]).data
+
+
+def test_the_browser_without_widgets_unfolds_every_call_and_has_no_script():
+    runs, groups = searched()
+    text = show.browser_html(runs, groups, Tokenizer()).data
+    assert text.count("<details>") == text.count("</details>") == 2 + 3 + 3 * 6  # inputs, runs; a call has three
+    assert text.count("#b3d5e8") == 3 and text.count("#f8e2b3") == 3
+    assert "<script" not in text and "onclick" not in text
+
+
+def test_an_evil_reply_stays_text_in_the_browsers_menus():
+    run = dataclasses.replace(replying(EVIL, prompt=EVIL), error=EVIL)
+    view = show.browser([run], (), Tokenizer()).children[-1].value
+    assert "<script" not in view and view.count(ESCAPED) == 3  # reply, prompt, error
 
 
 def test_no_group_is_a_sentence():

@@ -67,6 +67,7 @@ class Grouping:
 
     groups: tuple[Group, ...]
     counts: dict[str, int]
+    pools: tuple[Group, ...]  # the same groups before they were cut to their size, without advantages
 
 
 def module_groups(
@@ -167,7 +168,7 @@ def _pad(
 
 def _finish(groups: list[Group], size: int, scale: Scale, counts: Counter[str]) -> Grouping:
     """Cut to size, drop what can't teach, and set the advantages."""
-    kept = []
+    kept, pools = [], []
     for group in groups:
         chosen = select_k_diverse(group.rewards, size) if group.members else []
         reason = _why_useless(group.rewards[chosen])
@@ -175,10 +176,11 @@ def _finish(groups: list[Group], size: int, scale: Scale, counts: Counter[str]) 
         counts[f"groups/{'kept' if reason is None else 'dropped_' + reason}"] += 1
         if reason is None:
             kept.append(Group(group.key, tuple(group.members[index] for index in chosen)))
+            pools.append(group)
     if kept:
         spread = advantages([group.rewards for group in kept], scale)
         kept = [_with_advantages(group, values) for group, values in zip(kept, spread, strict=True)]
-    return Grouping(tuple(kept), dict(counts))
+    return Grouping(tuple(kept), dict(counts), tuple(pools))
 
 
 def _why_useless(rewards: np.ndarray) -> str | None:

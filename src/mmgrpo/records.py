@@ -51,7 +51,7 @@ class Record:
     tokens: dict[str, int]  # prompt, prefilled, completion, trained
     peak_memory_gb: float
     program: dict[str, Any]  # DSPy state of the final program: instructions and demonstrations
-    notes: dict[str, Any]  # what a strategy has to add, such as usable instruction candidates
+    notes: dict[str, Any]  # what a strategy has to add: usable instruction candidates, an outline of rollouts, ...
     schema: int = SCHEMA
 
     @property

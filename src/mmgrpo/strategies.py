@@ -139,7 +139,7 @@ def _grpo(ready: Study, program: dspy.Module, level: Level) -> Trained:
     with dspy.context(lm=ready.policy.lm()):
         trained = optimizer.compile(program, trainset=ready.splits.train, valset=ready.splits.valid)
     log = trained.training_log
-    return Trained(trained, log.curve, log.validation, {"best": log.best})
+    return Trained(trained, log.curve, log.validation, {"best": log.best, "rollouts": log.rollouts})
 
 
 STRATEGIES: dict[str, Callable[[Study], Trained]] = {

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import dspy
 import numpy as np
@@ -17,8 +17,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mmgrpo import rollout
 from mmgrpo.errors import UserError
-from mmgrpo.grouping import Grouping, module_groups, trajectory_groups
+from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
 from mmgrpo.objective import rows_of
+from mmgrpo.outline import outline
 from mmgrpo.policy import Policy
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.recorder import seed_of
@@ -50,6 +51,7 @@ class TrainingLog:
     validation: tuple[dict[str, float], ...]  # step (0: before training) and score in [0, 1]
     best: dict[str, float]  # step and score of the adapter that came back; without a validation set the last step
     adapter: Path  # its PEFT folder
+    rollouts: dict[str, Any] | None  # outline of one input's rollouts and groups; None where no group ever taught
 
 
 class TrainingRun:
@@ -89,7 +91,12 @@ class TrainingRun:
             self.policy.save_adapter(validation.folder)
         self.policy.load_adapter(validation.folder)
         curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
-        return TrainingLog(curve, tuple(validation.scores), best, validation.folder)
+        rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
+        return TrainingLog(curve, tuple(validation.scores), best, validation.folder, rollouts)
+
+    @property
+    def _outline(self) -> Path:
+        return self.folder / "rollouts.json"
 
     def _claim_folder(self) -> None:
         """Note in the folder what is trained there, so that no other run goes on from its checkpoints."""
@@ -127,6 +134,8 @@ class TrainingRun:
                 program, mine, lm=lm, metric=self.plan.metric, format_failure_reward=settings.format_failure_reward
             )
         grouping = self._group(trajectories, step)
+        if grouping.groups:
+            write_json(outline(step, trajectories, grouping.groups), self._outline)
         seconds = time.perf_counter() - started
         return Batch(tuple(rows_of(grouping.groups)), metrics_of(trajectories, grouping) | {"seconds_rollout": seconds})
 
@@ -162,7 +171,8 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
         "unscored": sum(run.reward is None for run in trajectories) / len(trajectories),
         "rollouts": float(len(trajectories)),
         "completion_tokens": float(sum(len(call.completion_ids) for call in calls)),
-        "group_std": float(np.mean([group.rewards.std() for group in grouping.groups])) if grouping.groups else 0.0,
+        "group_std": _mean_deviation(grouping.groups),
+        "group_std_all": _mean_deviation(grouping.pools),
     }
     for module in dict.fromkeys(call.module for call in calls):
         own = [
@@ -170,6 +180,10 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
         ]
         metrics[f"reward/{module}"] = float(np.mean(own)) if own else 0.0
     return metrics | {name: float(count) for name, count in grouping.counts.items()}
+
+
+def _mean_deviation(groups: Sequence[Group]) -> float:
+    return float(np.mean([group.rewards.std() for group in groups])) if groups else 0.0
 
 
 class Validation(TrainerCallback):

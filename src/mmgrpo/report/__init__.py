@@ -18,17 +18,12 @@ def build(records: Sequence[Record], folder: Path) -> list[Path]:
     frames.check(records)
     made_tables = [
         tables.scores(records), claims.build(records), tables.cost(records), tables.groups(records),
-        tables.outcomes(records), settings_table.build(records),
+        tables.parts(records), tables.outcomes(records), settings_table.build(records),
     ]  # fmt: skip
-    made_figures = {
-        "figure_scores": figures.scores(records),
-        "figure_learning_curves": figures.learning_curves(records),
-        "figure_cost": figures.cost(records),
-    }
     smoke = frames.is_smoke(records)
     files = [file for table in made_tables if table is not None for file in writers.write(table, folder)]
-    for name, figure in made_figures.items():
-        if figure is not None:
+    for name, draw in figures.FIGURES.items():
+        if (figure := draw(records)) is not None:
             files += figures.save(figure, folder, names.file_stem(name, smoke))
     return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -72,17 +73,19 @@ def pairs(claim: Claim, cells: dict[tuple[str, str, str], Cell]) -> dict[tuple[s
 
 def published_gain(claim: Claim, task: str | None = None, model: str | None = None) -> tuple[float, int]:
     """The paper's relative gain in percent, and over how many task and model pairs; NaN and 0 where it has none."""
-    frame = published.results()
+    means = _published_means()
     if task is not None:
-        frame = frame[(frame["task"] == task) & (frame["model"] == model)]
-    wide = (
-        frame.pivot(index=["task", "model"], columns="strategy", values="mean")
-        .reindex(columns=[claim.new, claim.base])
-        .dropna()
-    )
+        means = means[means.index == (task, model)]
+    wide = means.reindex(columns=[claim.new, claim.base]).dropna()
     if wide.empty:
         return float("nan"), 0
     return 100 * (wide[claim.new].mean() / wide[claim.base].mean() - 1), len(wide)
+
+
+@cache
+def _published_means() -> pd.DataFrame:
+    """[task and model, strategy], in points; NaN where the paper has no number."""
+    return published.results().pivot(index=["task", "model"], columns="strategy", values="mean")
 
 
 def _rows(claim: Claim, cells: dict[tuple[str, str, str], Cell], smoke: bool, seed: int) -> Iterable[dict]:

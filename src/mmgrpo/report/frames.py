@@ -56,17 +56,24 @@ def is_smoke(records: Sequence[Record]) -> bool:
 
 
 def runs(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a run: score in points, counts of outcomes, hours by stage and in all, tokens, memory in GB."""
+    """One row a run: score in points, counts of outcomes, hours by stage and in all, tokens, memory in GB.
+
+    `hours_before` is what the optimization took that the run starts from (a composition's prompts), NaN where it
+    starts from nothing. It counts in `hours`, as do the tokens of that earlier run.
+    """
     rows = []
     for record in records:
         outcomes = Counter(score.outcome for score in record.scores)
+        earlier = [note for note in record.notes.values() if isinstance(note, dict) and "seconds" in note]
+        before = sum(note["seconds"].get("optimize", 0.0) for note in earlier) if earlier else np.nan
+        tokens = sum((Counter(note.get("tokens", {})) for note in earlier), Counter(record.tokens))
         rows.append(
             _identity(record)
             | {"score": 100 * _mean(_values(record.scores)), "examples": len(record.scores)}
             | {outcome: outcomes[outcome] for outcome in OUTCOMES}
             | {f"hours_{stage}": seconds / 3600 for stage, seconds in record.seconds.items()}
-            | {"hours": sum(record.seconds.values()) / 3600}
-            | {f"tokens_{kind}": count for kind, count in record.tokens.items()}
+            | {"hours_before": before / 3600, "hours": np.nansum([before, *record.seconds.values()]) / 3600}
+            | {f"tokens_{kind}": tokens[kind] for kind in record.tokens}
             | {"peak_memory_gb": record.peak_memory_gb, "smoke": record.smoke}
         )
     return pd.DataFrame(rows)
@@ -82,6 +89,16 @@ def examples(records: Sequence[Record]) -> pd.DataFrame:
         for place, (score, value) in enumerate(zip(record.scores, _values(record.scores), strict=True))
     ]
     return pd.DataFrame(rows, columns=None if rows else [*RUN, "place", "example", "score", "outcome"])
+
+
+def details(records: Sequence[Record]) -> pd.DataFrame:
+    """One row a run whose metric has parts: the mean of each part over the scorable examples that have it."""
+    rows = []
+    for record in records:
+        parts = [score.details for score in record.scores if score.details and score.outcome != "unscorable"]
+        if parts:
+            rows.append(_identity(record) | pd.DataFrame(parts).mean().to_dict())
+    return pd.DataFrame(rows, columns=None if rows else RUN)
 
 
 def curve(records: Sequence[Record]) -> pd.DataFrame:

@@ -26,7 +26,14 @@ STRATEGIES = PAPER_STRATEGIES | {"gepa": "GEPA", "fast_slow": "Fast-Slow"}
 STATISTICS = {  # of one GRPO step, by their key in a record's curve
     "groups/kept": "groups kept",
     "groups/dropped_no_variance": "groups dropped, equal rewards",
-    "calls/dropped": "calls dropped",
+    "groups/dropped_single": "groups dropped, one member",
+    "group_std": "reward deviation, chosen members",
+    "group_std_all": "reward deviation, all members",
+    "members/dropped_k_diverse": "members not chosen",
+    "calls/grouped": "calls grouped",
+    "calls/repeated": "calls repeated",
+    "calls/dropped_unscored": "calls dropped, no reward",
+    "calls/dropped_truncate": "calls dropped, truncated",
     "format_failures": "format failures, % of runs",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -45,5 +46,6 @@ def source() -> str:
     return f"{content['source']}. {content['note']}"
 
 
+@cache
 def _content() -> dict[str, Any]:
     return yaml.safe_load(resources.files("mmgrpo").joinpath("published.yaml").read_text(encoding="utf-8"))

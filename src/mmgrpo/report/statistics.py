@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -105,9 +106,16 @@ def _interval(estimate: float, replicates: np.ndarray) -> Interval:
 def _replicates(scores: np.ndarray, task: str, model: str, seed: int) -> np.ndarray:
     """Mean score of each replicate, [R]; reproducible from the task, the model and `seed`."""
     seeds, examples = scores.shape
-    of_examples = _draw_counts(np.random.default_rng([seed, *task.encode()]), examples)
+    of_examples = _example_draws(task, examples, seed)
     of_seeds = _draw_counts(np.random.default_rng([seed, *f"{task} {model}".encode()]), seeds)
     return (of_seeds * _seed_means(scores, of_examples)).sum(axis=1) / seeds
+
+
+@lru_cache(maxsize=8)  # tasks; all of a task's cells share their draw
+def _example_draws(task: str, examples: int, seed: int) -> np.ndarray:
+    draws = _draw_counts(np.random.default_rng([seed, *task.encode()]), examples).astype(float)
+    draws.setflags(write=False)
+    return draws
 
 
 def _draw_counts(rng: np.random.Generator, size: int) -> np.ndarray:

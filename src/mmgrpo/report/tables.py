@@ -10,7 +10,12 @@ from mmgrpo.records import Record
 from mmgrpo.report import frames, names, published, summary
 from mmgrpo.report.writers import Table, bounds, number, spread
 
-STAGES = {"hours_optimize": "Optimize, h", "hours_evaluate": "Evaluate, h", "hours": "In all, h"}
+STAGES = {
+    "hours_before": "Prompts before, h",
+    "hours_optimize": "Optimize, h",
+    "hours_evaluate": "Evaluate, h",
+    "hours": "In all, h",
+}
 TOKENS = {
     "tokens_prompt": "Prompt, k tokens",
     "tokens_prefilled": "Prefilled, k tokens",
@@ -47,7 +52,7 @@ def scores(records: Sequence[Record], *, seed: int = 0) -> Table:
 def cost(records: Sequence[Record]) -> Table:
     """What a run takes: hours, tokens and memory, means over seeds."""
     runs = frames.runs(records)
-    columns = [name for name in (*STAGES, *TOKENS, "peak_memory_gb") if name in runs]
+    columns = [name for name in (*STAGES, *TOKENS, "peak_memory_gb") if name in runs and runs[name].notna().any()]
     numbers = runs.groupby(frames.CELL)[columns].mean().reset_index()
     numbers = numbers.merge(runs.groupby(frames.CELL).size().rename("seeds").reset_index(), on=frames.CELL)
     paper = published.cost().rename(columns={"hours": "published_hours", "hardware": "published_hardware"})
@@ -65,7 +70,9 @@ def cost(records: Sequence[Record]) -> Table:
     shown["Seeds"] = [str(n) for n in numbers["seeds"]]
     caption = (
         "Wall-clock hours, thousands of tokens and peak memory of one run, means over seeds; "
-        f"machine: {_machines(records)}. The published hours are the paper's means over its tasks and 8B models."
+        f"machine: {_machines(records)}. A run that starts from optimized prompts pays for them too: "
+        "its hours in all and its tokens include that earlier run. "
+        "The published hours are the paper's means over its tasks and 8B models."
     )
     return Table("table_cost", "Cost", caption, shown, numbers, frames.is_smoke(records))
 
@@ -74,18 +81,39 @@ def groups(records: Sequence[Record]) -> Table | None:
     """What became of rollouts and groups in training, means over steps and seeds; None where no run logged any."""
     curve = frames.curve(records)
     keys = names.ordered(
-        (key for key in curve if key.startswith(("groups/", "calls/")) or key == "format_failures"), names.STATISTICS
+        (key for key in curve if key.startswith(("groups/", "calls/", "members/")) or key in names.STATISTICS),
+        names.STATISTICS,
     )
     if not keys:
         return None
+    counts = [key for key in keys if "/" in key]
+    counted = curve[counts].notna().any(axis=1)  # a step logs only the counts that are not zero
+    curve.loc[counted, counts] = curve.loc[counted, counts].fillna(0.0)
     by_run = curve.groupby(frames.RUN)[keys].mean().reset_index()
     numbers = _in_order(by_run.groupby(frames.CELL)[keys].mean().reset_index())
     shown = _heads(numbers)
     for key in keys:
-        percent = 100 if key == "format_failures" else 1
-        shown[names.statistic(key).capitalize()] = [number(percent * value) for value in numbers[key]]
+        percent, digits = (100 if key == "format_failures" else 1), (2 if key.startswith("group_std") else 1)
+        shown[names.statistic(key).capitalize()] = [number(percent * value, digits) for value in numbers[key]]
     caption = f"Means of one training step over steps and seeds. {names.MISSING}: not logged by that strategy."
     return Table("table_groups", "Groups in training", caption, shown, numbers, frames.is_smoke(records))
+
+
+def parts(records: Sequence[Record]) -> Table | None:
+    """What the metric is made of, means over examples and seeds; None where no metric has parts."""
+    by_run = frames.details(records)
+    names_of_parts = [column for column in by_run if column not in frames.RUN]
+    if not names_of_parts:
+        return None
+    numbers = _in_order(by_run.groupby(frames.CELL)[names_of_parts].mean().reset_index())
+    shown = _heads(numbers)
+    for name in names_of_parts:
+        shown[name.replace("_", " ").capitalize()] = [number(value, 2) for value in numbers[name]]
+    caption = (
+        "Means over seeds and over the test examples that have the part; a run that broke off may have none. "
+        f"{names.MISSING}: the task has no such part."
+    )
+    return Table("table_parts", "Parts of the metric", caption, shown, numbers, frames.is_smoke(records))
 
 
 def outcomes(records: Sequence[Record]) -> Table:
@@ -123,7 +151,7 @@ def _machines(records: Sequence[Record]) -> str:
     found = {
         str(
             record.machine.get("gpu")
-            or f"{record.machine.get('cpu', 'unknown')}, {record.machine.get('cores', '?')} cores"
+            or f"{record.machine.get('cpu') or record.machine.get('system')}, {record.machine.get('cores', '?')} cores"
         )
         for record in records
     }

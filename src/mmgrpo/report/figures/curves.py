@@ -1,0 +1,56 @@
+"""Learning curves: training reward and validation score by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmgrpo.records import Record
+from mmgrpo.report import frames, names
+from mmgrpo.report.figures.style import LINES, colour, legend, new, nth, strategy_handles
+
+SMOOTHING = (3, 25)  # shortest and longest rolling mean of a training curve, in steps; an eighth of the curve between
+
+
+def learning_curves(records: Sequence[Record]) -> Figure | None:
+    """Training reward and validation score by step, one column a task; None where no run was trained."""
+    curve, validation = frames.curve(records), frames.validation(records).dropna(subset=["step", "score"])
+    if curve.empty:
+        return None
+    validation = validation.assign(score=100 * validation["score"])
+    tasks, strategies = names.ordered(curve["task"], names.TASKS), names.ordered(curve["strategy"], names.STRATEGIES)
+    models = names.ordered(curve["model"], names.MODELS)
+    window = _window(curve["step"].nunique())
+    with new(2, len(tasks), smoke=frames.is_smoke(records), sharex="col") as (figure, axes):
+        for (reward_axis, score_axis), task in zip(axes.T, tasks, strict=True):
+            _lines(reward_axis, curve[curve["task"] == task], "reward", models, window)
+            _lines(score_axis, validation[validation["task"] == task], "score", models, 1)
+            reward_axis.set_title(names.task(task))
+            score_axis.set_xlabel("GRPO step")
+            score_axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes[0, 0].set_ylabel(f"Training reward,\nmean of {window} steps" if window > 1 else "Training reward")
+        axes[1, 0].set_ylabel("Validation score,\npoints of 100")
+        legend(figure, strategy_handles(strategies, models))
+    return figure
+
+
+def _lines(axis: Axes, frame: pd.DataFrame, value: str, models: list[str], window: int) -> None:
+    """Means over seeds, smoothed over `window` steps, with a thin line a seed where there is more than one."""
+    for (strategy, model), members in frame.groupby(["strategy", "model"]):
+        style = {"color": colour(strategy), "linestyle": nth(LINES, models.index(model))}
+        wide = members.groupby(["step", "seed"])[value].mean().unstack()
+        smooth = wide.rolling(window, center=True, min_periods=1).mean()
+        single, marker = smooth.shape[1] == 1, "o" if window == 1 else None
+        if not single:
+            axis.plot(smooth.index, smooth, linewidth=0.7, alpha=0.45, **style)
+        axis.plot(smooth.index, smooth.mean(axis=1), linewidth=1.8, marker=marker, markersize=3.5, **style)
+
+
+def _window(steps: int) -> int:
+    shortest, longest = SMOOTHING
+    return 1 if steps < 2 * shortest else int(np.clip(steps // 8, shortest, longest))

@@ -1,0 +1,77 @@
+"""Parts of a metric: quality against leakage (PAPILLON), and whatever is measured hop by hop (HoVer)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmgrpo.records import Record
+from mmgrpo.report import frames, names
+from mmgrpo.report.figures.style import LINES, MARKERS, colour, legend, new, nth, strategy_handles
+
+HOP = re.compile(r"(?P<what>.+)_hop_(?P<hop>\d+)")  # details such as recall_hop_2
+
+
+def quality_leakage(records: Sequence[Record]) -> Figure | None:
+    """Quality against leakage, small for each seed and large for their mean; None where no run has both parts.
+
+    Means over the test examples whose reply could be judged: one that did not parse has neither part.
+    """
+    parts = frames.details(records)
+    if not {"quality", "leakage"} <= set(parts):
+        return None
+    parts = parts.dropna(subset=["quality", "leakage"])
+    tasks, strategies = names.ordered(parts["task"], names.TASKS), names.ordered(parts["strategy"], names.STRATEGIES)
+    models = names.ordered(parts["model"], names.MODELS)
+    with new(1, len(tasks), smoke=frames.is_smoke(records)) as (figure, axes):
+        for axis, task in zip(axes[0], tasks, strict=True):
+            for (strategy, model), runs in parts[parts["task"] == task].groupby(["strategy", "model"]):
+                style = {"color": colour(strategy), "marker": nth(MARKERS, models.index(model))}
+                seeds = 100 * runs[["leakage", "quality"]]
+                axis.scatter(seeds["leakage"], seeds["quality"], s=14, alpha=0.5, linewidth=0, **style)
+                axis.scatter(*seeds.mean(), s=52, edgecolor="white", linewidth=0.5, **style)
+            axis.set_title(names.task(task))
+            axis.set_xlabel("Leakage, % of private units (less is better)")
+            axis.margins(0.15)
+        axes[0, 0].set_ylabel("Quality, points of 100")
+        legend(figure, strategy_handles(strategies, models, marker="o"))
+    return figure
+
+
+def by_hop(records: Sequence[Record]) -> Figure | None:
+    """What the metric measures at each hop, a row a measure and a column a task; None where nothing is by hop.
+
+    Means over seeds and over the test examples that got as far as the hop.
+    """
+    hops = _by_hop(frames.details(records))
+    if hops.empty:
+        return None
+    tasks, strategies = names.ordered(hops["task"], names.TASKS), names.ordered(hops["strategy"], names.STRATEGIES)
+    models, measures = names.ordered(hops["model"], names.MODELS), sorted(set(hops["what"]))
+    with new(len(measures), len(tasks), smoke=frames.is_smoke(records), sharex="col") as (figure, axes):
+        for row, measure in zip(axes, measures, strict=True):
+            for axis, task in zip(row, tasks, strict=True):
+                shown = hops[(hops["what"] == measure) & (hops["task"] == task)]
+                for (strategy, model), line in shown.groupby(["strategy", "model"]):
+                    means = line.groupby("hop")["value"].mean()
+                    style = {"color": colour(strategy), "linestyle": nth(LINES, models.index(model))}
+                    axis.plot(means.index, means, marker="o", markersize=3.5, linewidth=1.6, **style)
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            row[0].set_ylabel(measure.replace("_", " ").capitalize())
+        for axis, last, task in zip(axes[0], axes[-1], tasks, strict=True):
+            axis.set_title(names.task(task))
+            last.set_xlabel("Hop")
+        legend(figure, strategy_handles(strategies, models))
+    return figure
+
+
+def _by_hop(parts: pd.DataFrame) -> pd.DataFrame:
+    """One row a run, measure and hop, of details named `<measure>_hop_<number>`."""
+    found = {name: HOP.fullmatch(name) for name in parts}
+    long = parts.melt(frames.RUN, [name for name, match in found.items() if match], "detail").dropna(subset="value")
+    of = long["detail"].map(found)
+    return long.assign(what=[match["what"] for match in of], hop=[int(match["hop"]) for match in of])
