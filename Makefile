@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report lab test test-learning test-browser lock clean .venv
+.PHONY: help reproduce report lab bench rehearse test test-learning test-browser lock clean .venv
 
 help: ## list the targets
 	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
@@ -30,6 +30,12 @@ report: .venv ## write tables and figures again from the records in results/
 
 lab: .venv ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
+
+bench: .venv ## measure speed and memory beside TRL, transformers and vLLM (FULL=1: the largest step too; ONLY=name)
+	$(PY) -m mmgrpo bench $(if $(FULL),--full) $(if $(ONLY),--only $(ONLY))
+
+rehearse: .venv ## one GRPO step of an 8B model at the paper's size, on a GPU
+	$(PY) -m mmgrpo rehearse
 
 # Tests see empty results and figures folders of their own, so that none reads or overwrites a study's. The notebooks
 # find the records that the grid has just made, and their stored outputs are those of the embedded data.

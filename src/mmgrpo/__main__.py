@@ -1,4 +1,4 @@
-"""The command line: `python -m mmgrpo grid | report`."""
+"""The command line: `python -m mmgrpo grid | report | bench | rehearse`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,29 @@ def report(profile: str = "laptop") -> None:
     from mmgrpo import grid as running
 
     _say_files(running.write_report(profile))
+
+
+@app.command()
+def bench(only: str = "", full: bool = False) -> None:
+    """Measure speed and memory side by side with TRL, transformers and vLLM (`--full`: the largest step too).
+
+    Goes on from what `figures/bench.json` has; `--only NAME` measures one benchmark again.
+    """
+    from mmgrpo import bench as benchmarks
+    from mmgrpo import paths
+
+    names = benchmarks.chosen(only, full)
+    files = benchmarks.run(names, benchmarks.embedded_setup(), paths.figures(), again=bool(only))
+    print("\n".join(file.read_text(encoding="utf-8") for file in files if file.suffix == ".md"))
+    print(f"{len(files)} files in {paths.figures()}")
+
+
+@app.command()
+def rehearse() -> None:
+    """One GRPO step of an 8B model at the paper's size, on a GPU: memory, speed and hours of a run."""
+    from mmgrpo.bench import rehearsal
+
+    print(rehearsal.on_gpu() or rehearsal.NO_GPU)
 
 
 def _say_files(files: list) -> None:
