@@ -3,6 +3,7 @@
 import gc
 import json
 import tempfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import dspy
@@ -17,8 +18,9 @@ from trl import GRPOTrainer
 from mmgrpo import rollout, study, trainer, training_run
 from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
-from mmgrpo.objective import Terms, policy_loss
+from mmgrpo.objective import policy_loss
 from mmgrpo.optimizer import MMGRPO
+from mmgrpo.policy.sampler import TreeSampler
 from mmgrpo.rollout import jobs_for
 from mmgrpo.settings import GRPOSettings, SamplingSettings
 from mmgrpo.trainer import MAX_BAD_STEPS, Batch, check_trl
@@ -167,6 +169,24 @@ def test_trainer_and_sampler_agree_on_every_token(modules):
 def test_log_says_how_far_trainer_and_sampler_are_apart():
     log = compile_(tiny_policy(), optimizer(), refuse=some).training_log
     assert all(entry["sampler_mismatch"] < 1e-3 for entry in log.curve)
+
+
+def test_tokens_that_the_sampler_found_less_likely_count_more_up_to_the_cap(monkeypatch):
+    """A sampler that reports every log-probability by 1 too low: the ratio e is capped at 2."""
+    honest = TreeSampler._generate_batch
+
+    def low(sampler, requests):
+        return [replace(one, logprobs=tuple(p - 1 for p in one.logprobs)) for one in honest(sampler, requests)]
+
+    monkeypatch.setattr(TreeSampler, "_generate_batch", low)
+    off, on, high = (
+        compile_(tiny_policy(), optimizer(steps=1, importance_cap=cap)).training_log.curve[0]
+        for cap in (None, 2.0, 9.0)
+    )
+    assert on["grad_norm"] / off["grad_norm"] == pytest.approx(2.0, rel=1e-4)
+    assert high["grad_norm"] / off["grad_norm"] == pytest.approx(2.7183, rel=1e-3)
+    assert [entry["truncated"] for entry in (off, on, high)] == pytest.approx([0, 1, 0])
+    assert off["sampler_mismatch"] == pytest.approx(1, abs=1e-3)
 
 
 def test_kl_is_zero_before_the_first_update_and_positive_after():
@@ -506,7 +526,7 @@ def broken_at(*steps):
 
     def loss(*args, **kwargs):
         terms = policy_loss(*args, **kwargs)
-        return Terms(terms.loss * float("nan"), terms.kl, terms.clipped) if next(made) in steps else terms
+        return replace(terms, loss=terms.loss * float("nan")) if next(made) in steps else terms
 
     return loss
 
@@ -534,7 +554,7 @@ def test_gradient_that_is_not_finite_is_skipped_too(monkeypatch):
 
     def loss(*args, **kwargs):
         terms = policy_loss(*args, **kwargs)
-        return Terms(Poison.apply(terms.loss), terms.kl, terms.clipped)
+        return replace(terms, loss=Poison.apply(terms.loss))
 
     monkeypatch.setattr(trainer, "policy_loss", loss)
     policy = tiny_policy()

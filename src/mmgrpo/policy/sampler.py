@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -52,7 +52,20 @@ class Completion:
     finish: Literal["stop", "length"]
 
 
-class TreeSampler:
+class Sampler(Protocol):
+    """What a policy samples with: this file's, vLLM here (`vllm.py`) or vLLM servers (`remote.py`)."""
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+        """Completions in the order of `requests`."""
+
+    def follow(self, policy) -> None:
+        """Sample from `policy` (a PEFT model with LoRA adapters) as it is now; call again after each update."""
+
+    def sleep(self) -> None:
+        """Training begins: leave the processor's memory to it until the next call, where there is some to leave."""
+
+
+class TreeSampler(Sampler):
     """Samples from a causal model of transformers on one device."""
 
     def __init__(self, model, stop_ids: Sequence[int], batch: int, base=None):
