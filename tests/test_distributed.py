@@ -33,13 +33,13 @@ def noise(example, prediction, trace=None):
 
 
 def train(folder: Path, changes: dict) -> dict:
-    """Two steps; the gradients of each step as the optimizer gets them, the log and the weights that come back."""
-    gradients = []
-    honest = RowTrainer.training_step
+    """Two updates: micro-batches and gradients of each, the log, and the weights that come back."""
+    packs, gradients = [], []
+    honest = RowTrainer._backward
 
-    def training_step(trainer, *args, **kwargs):
-        loss = honest(trainer, *args, **kwargs)
-        model = trainer.policy.trainable()
+    def backward(trainer, model, mine, metrics):
+        loss = honest(trainer, model, mine, metrics)
+        packs.append(len(mine))
         gradients.append(
             {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
         )
@@ -53,14 +53,15 @@ def train(folder: Path, changes: dict) -> dict:
         noise, settings=GRPOSettings(**settings | changes), sampling=SamplingSettings(temperature=1.0), folder=folder
     )
     policy = tiny_policy()
-    RowTrainer.training_step = training_step
+    RowTrainer._backward = backward
     try:
         with dspy.context(lm=policy.lm(), adapter=RawAdapter()):
             log = how.compile(Pair(), trainset=EXAMPLES, valset=EXAMPLES).training_log
     finally:
-        RowTrainer.training_step = honest
+        RowTrainer._backward = honest
     weights = {name: value.clone() for name, value in policy.trainable().state_dict().items() if "lora" in name}
-    return {"gradients": gradients, "curve": log.curve, "validation": log.validation, "weights": weights}
+    found = {"packs": packs, "gradients": gradients, "weights": weights}
+    return found | {"curve": log.curve, "validation": log.validation}
 
 
 def one_of_several(rank: int, size: int, port: int, folder: Path, changes: dict) -> None:
@@ -88,6 +89,8 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, changes):
     multiprocessing.spawn(one_of_several, (2, free_port(), tmp_path, changes), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert len(alone["gradients"]) == 2 and any(value.norm() > 1e-3 for value in alone["gradients"][0].values())
+    assert min(first["packs"] + second["packs"]) > 0
+    assert [one + other for one, other in zip(first["packs"], second["packs"], strict=True)] == alone["packs"]
     for ours, theirs in zip(first["gradients"], alone["gradients"], strict=True):
         assert ours.keys() == theirs.keys()
         whole = torch.cat([value.flatten() for value in theirs.values()])

@@ -13,7 +13,7 @@ from mmgrpo.policy import remote
 from mmgrpo.policy.remote import RemoteSampler
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
 
-STOPS = (5, 11, 60)
+STOPS = tuple(range(5, 97, 12))
 
 
 class Server(ThreadingHTTPServer):

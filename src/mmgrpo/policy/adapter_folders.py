@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from mmgrpo.errors import UserError
@@ -11,19 +12,22 @@ from mmgrpo.policy.sampler import SamplingRequest
 
 
 class AdapterFolders:
-    """Writes below `folder`, and numbers every adapter that is asked for, so that none is taken for another."""
+    """Writes to a temporary folder (in `within`), and numbers every adapter asked for, so that none is taken for another."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, within: Path | None = None):
+        if within is not None:
+            within.mkdir(parents=True, exist_ok=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="adapters-", dir=within)
+        self.folder = Path(self._scratch.name)
         self._version = 0
         self._current: dict[str, Path] = {}
         self._numbers: dict[tuple[Path, int], int] = {}  # by folder and the time when it was written
 
     def write(self, policy) -> None:
         """Keep the adapters of `policy` (a PEFT model) as they are now; those of the version before go."""
-        old = self._folder / str(self._version)
+        old = self.folder / str(self._version)
         self._version += 1
-        new = self._folder / str(self._version)
+        new = self.folder / str(self._version)
         policy.save_pretrained(new)
         self._current = {name: adapter_folder(new, name) for name in policy.peft_config}
         shutil.rmtree(old, ignore_errors=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +30,7 @@ class AdapterLost(Exception):
 class RemoteSampler(Sampler):
     """Spreads requests over `servers` ("http://host:8000"), all of which serve `model`.
 
-    Log-probabilities and seeds are as with `VLLMSampler` on a GPU. Each version of the policy is written below
+    Log-probabilities and seeds are as with `VLLMSampler` on a GPU. Each version of the policy is written to
     `folder` and loaded by the servers from there. Raises UserError where a server stays away or refuses.
     """
 
@@ -40,8 +39,7 @@ class RemoteSampler(Sampler):
         self.model = model
         self.stop_ids = sorted(stop_ids)
         self.concurrency = concurrency  # requests at a time, of each server
-        self._run = uuid.uuid4().hex[:12]  # servers may be shared with other runs
-        self._adapters = AdapterFolders(folder / self._run)
+        self._adapters = AdapterFolders(folder)
         self._client = httpx.Client(
             timeout=httpx.Timeout(600.0, connect=10.0), limits=httpx.Limits(max_connections=None)
         )
@@ -77,7 +75,7 @@ class RemoteSampler(Sampler):
         if adapter is None:
             return self.model
         number, folder = adapter
-        name = f"{self._run}-{number}"
+        name = f"{self._adapters.folder.name}-{number}"  # servers may be shared with other runs
         if (server, name) not in self._loaded:
             adapter = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
             response = self._post(server, "/v1/load_lora_adapter", adapter)

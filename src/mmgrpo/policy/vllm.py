@@ -7,7 +7,6 @@ that nothing it cached for one version answers for another. Only public interfac
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,8 +59,7 @@ class VLLMSampler(Sampler):
         }
         self._engine = None  # started by the first call
         self._asleep = False
-        self._scratch = tempfile.TemporaryDirectory(prefix="mmgrpo-vllm-")
-        self._adapters = AdapterFolders(Path(self._scratch.name))
+        self._adapters = AdapterFolders()
 
     def follow(self, policy) -> None:
         """Sample from `policy` (a PEFT model with LoRA adapters) as it is now; call again after each update."""
