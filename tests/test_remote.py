@@ -1,6 +1,7 @@
 """Sampling through servers, against a server that speaks vLLM's interface over a tiny model."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,11 +20,12 @@ STOPS = tuple(range(5, 97, 12))
 class Server(ThreadingHTTPServer):
     """Answers completions with a `TreeSampler`; `failures` is how many requests it fails first."""
 
-    def __init__(self):
+    def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
         model = tiny_llama()
         self.sampler = TreeSampler(tiny_llama(), STOPS, 8, model)
-        self.adapters: dict[str, str] = {}
+        self.adapters: dict[str, Path] = {}
         self.takes_adapters = True
         self.failures = 0
         self.asked: list[dict] = []
@@ -39,16 +41,16 @@ class Server(ThreadingHTTPServer):
             self.failures -= 1
             return 503, {}
         if path == "/v1/load_lora_adapter" and self.takes_adapters:
-            self.adapters[asked["lora_name"]] = asked["lora_path"]
+            self.adapters[asked["lora_name"]] = self.folder / asked["lora_name"]
+            shutil.copytree(asked["lora_path"], self.folder / asked["lora_name"], dirs_exist_ok=True)
             return 200, {}
         if path != "/v1/completions" or asked["model"] not in {"tiny", *self.adapters}:
             return 404, {"error": "not found"}
         if asked["max_tokens"] > 100:
             return 400, {"error": "max_tokens is too large"}
-        folder = self.adapters.get(asked["model"])
         request = SamplingRequest(
             tuple(asked["prompt"]), asked["max_tokens"], asked["temperature"], asked["top_p"], asked["top_k"] or None,
-            asked["seed"], None if folder is None else Path(folder),
+            asked["seed"], self.adapters.get(asked["model"]),
         )  # fmt: skip
         with self.sampling:
             one = self.sampler.generate([request])[0]
@@ -71,8 +73,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def servers():
-    started = [Server(), Server()]
+def servers(tmp_path_factory):
+    started = [Server(tmp_path_factory.mktemp("server")) for _ in range(2)]
     threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in started]
     for thread in threads:
         thread.start()

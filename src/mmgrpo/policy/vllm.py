@@ -18,6 +18,7 @@ from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 
 GPU_SHARE = 0.5  # of the GPU's memory for the engine while it is awake; asleep it has none
+CPU_CACHE = 4 << 30  # bytes for keys and values where there is no GPU
 ADAPTERS = 4  # of one engine pass; requests for further ones wait
 RANKS = (8, 16, 32, 64, 128, 256, 512)  # the LoRA ranks that vLLM makes room for
 
@@ -54,6 +55,7 @@ class VLLMSampler(Sampler):
             "max_lora_rank": next(rank for rank in RANKS if rank >= settings.lora_rank),
             "logprobs_mode": "processed_logprobs",
             "gpu_memory_utilization": GPU_SHARE,
+            "kv_cache_memory_bytes": None if self._gpu else CPU_CACHE,
             "enable_sleep_mode": self._gpu,
             "enforce_eager": not self._gpu,
         }
@@ -84,13 +86,20 @@ class VLLMSampler(Sampler):
             self._asleep = True
 
     def _answers(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
-        outputs = self._awake().generate(
-            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-            [self._parameters(request) for request in requests],
-            lora_request=[self._lora(request) for request in requests],
-            use_tqdm=False,
-        )
-        return [self._completion(output.outputs[0]) for output in outputs]
+        adapters = [self._lora(request) for request in requests]
+        # Apart: in a batch with adapters, vLLM's build for CPUs adds one to the requests without any, too.
+        without = [index for index, adapter in enumerate(adapters) if adapter is None]
+        adapted = [index for index, adapter in enumerate(adapters) if adapter is not None]
+        done: dict[int, Completion] = {}
+        for chosen in filter(None, (without, adapted)):
+            outputs = self._awake().generate(
+                [{"prompt_token_ids": list(requests[index].prompt_ids)} for index in chosen],
+                [self._parameters(requests[index]) for index in chosen],
+                lora_request=[adapters[index] for index in chosen],
+                use_tqdm=False,
+            )
+            done.update(zip(chosen, (self._completion(output.outputs[0]) for output in outputs), strict=True))
+        return [done[index] for index in range(len(requests))]
 
     def _awake(self):
         """The engine, started or woken where necessary."""
