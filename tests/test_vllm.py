@@ -1,9 +1,15 @@
-"""Sampling with a real vLLM engine, against the project's own sampler and trainer. `make test-vllm` runs it."""
+"""A real vLLM engine and a real vLLM server against the project's own sampler and trainer. `make test-vllm` runs it."""
 
 import copy
 import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
 
 import dspy
+import httpx
 import pytest
 import torch
 from factories import random_ids, row, shake, with_lora
@@ -14,6 +20,7 @@ from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.policy import Policy
+from mmgrpo.policy.remote import RemoteSampler
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
 from mmgrpo.policy.vllm import VLLMSampler
 from mmgrpo.settings import GRPOSettings, PolicySettings, SamplingSettings
@@ -37,12 +44,52 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def sampler(model, tmp_path_factory):
-    """One engine for all tests: it takes half a minute to start."""
+def folder(request, tmp_path_factory):
+    """Where the model lies for vLLM."""
     pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` makes an environment that has it")
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
+    place = tmp_path_factory.mktemp("model")
+    request.getfixturevalue("model").save_pretrained(place)
+    tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sampler(folder):
+    """One engine for all tests: it takes half a minute to start."""
     return VLLMSampler(folder, [2], SETTINGS, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """The address of a server with the same model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = (
+        f"serve {folder} --served-model-name tiny --port {port} --dtype float32 --max-model-len 1024 --enforce-eager "
+        "--enable-lora --max-loras 2 --max-lora-rank 8 --logprobs-mode processed_logprobs --generation-config vllm "
+        f"--kv-cache-memory-bytes {1 << 30}"
+    )
+    changes = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vllm.entrypoints.cli.main", *command.split()], env=os.environ | changes
+    )
+    try:
+        while not healthy(address):
+            assert process.poll() is None, "the server could not start"
+            time.sleep(1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def healthy(address):
+    try:
+        return httpx.get(f"{address}/health").is_success
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +226,16 @@ def test_training_run_with_vllm_as_its_sampler(sampler, model):
         log = how.compile(dspy.Predict("q -> t"), trainset=examples, valset=examples[:2]).training_log
     assert len(log.curve) == 3 and all(entry["sampler_mismatch"] < 1e-2 for entry in log.curve)
     assert any("lora_B" in name and weight.norm() > 0 for name, weight in policy.trainable().named_parameters())
+
+
+def test_server_answers_as_the_own_sampler_and_trainer_do(server, model, tmp_path):
+    remote, own, policy = RemoteSampler([server], "tiny", [2], 8, tmp_path), tree_sampler(model), with_lora(model)
+    assert_same(remote.generate(greedy()), own.generate(greedy()))
+    asked = sampled()
+    found = remote.generate(asked)
+    assert flat(found) == pytest.approx(trained_logprobs(model, asked, found), abs=2e-3)
+    for seed in (1, 2):
+        shake(policy, seed)
+        for one in (remote, own):
+            one.follow(policy)
+        assert_same(remote.generate(greedy()), own.generate(greedy()))

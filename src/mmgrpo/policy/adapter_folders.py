@@ -12,7 +12,7 @@ from mmgrpo.policy.sampler import SamplingRequest
 
 
 class AdapterFolders:
-    """Writes to a temporary folder (in `within`), and numbers every adapter asked for, so that none is taken for another."""
+    """Writes to a temporary folder (in `within`), and numbers the adapters, so that none is taken for another."""
 
     def __init__(self, within: Path | None = None):
         if within is not None:

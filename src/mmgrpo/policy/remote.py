@@ -1,6 +1,7 @@
 """Sampling from vLLM servers on other machines, through their OpenAI interface with token ids.
 
-`MMGRPO_VLLM_SERVERS` names them. Each is started like this, and must see the cache folder (`MMGRPO_CACHE_DIR`) by the same path:
+`MMGRPO_VLLM_SERVERS` names them. Each is started like this, with the LoRA rank of the profile or more, and must see the
+cache folder (`MMGRPO_CACHE_DIR`) by the same path:
 
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-loras 4 --max-lora-rank 16 \
         --logprobs-mode processed_logprobs --generation-config vllm
@@ -81,7 +82,8 @@ class RemoteSampler(Sampler):
             response = self._post(server, "/v1/load_lora_adapter", adapter)
             if response.status_code == 404:
                 raise UserError(
-                    f"The vLLM server {server} takes no adapters: start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
+                    f"The vLLM server {server} takes no adapters: "
+                    "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
                 )
             self._check(response, server)
             self._loaded.add((server, name))
