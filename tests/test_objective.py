@@ -97,6 +97,32 @@ def test_loss_and_gradient_equal_the_formulas_token_by_token(objective, beta, dt
     assert 0 < terms.clipped < weights.sum()  # both branches were met
 
 
+@pytest.mark.parametrize("objective", ["grpo", "cispo"])
+def test_truncated_importance_weights_equal_numpy(objective):
+    random = np.random.default_rng(1)
+    logprobs = -random.exponential(2.0, 200)
+    old, ref, sampled = (logprobs + random.normal(0, 0.4, 200) for _ in range(3))
+    advantages, weights = random.normal(0, 1, 200), random.random(200) / 100
+    ratio = np.exp(old - sampled)
+    scaled = advantages * np.minimum(ratio, 1.3)  # objectives are linear in the advantage; the KL term is not weighted
+    expected, slopes = token_by_token(logprobs, old, ref, scaled, weights, objective, beta=0.04, **CLIP)
+    tensors = [torch.tensor(values) for values in (logprobs, old, ref, advantages, weights, sampled)]
+    tensors[0].requires_grad_()
+    terms = policy_loss(*tensors, objective=objective, beta=0.04, importance_cap=1.3, **CLIP)
+    terms.loss.backward()
+    assert terms.loss.item() == pytest.approx(expected, rel=1e-9)
+    assert np.linalg.norm(tensors[0].grad.numpy() - slopes) < 1e-9 * np.linalg.norm(slopes)
+    assert terms.truncated.item() == pytest.approx(weights[ratio > 1.3].sum())
+    assert 0 < terms.truncated < weights.sum()
+
+
+def test_without_a_cap_the_samplers_numbers_do_not_matter():
+    logprobs, far = torch.tensor([-1.0, -2.0]), torch.tensor([-9.0, -9.0])
+    ones = torch.ones(2)
+    terms = policy_loss(logprobs, logprobs, None, ones, ones, far, objective="grpo", beta=0.0, **CLIP)
+    assert (terms.loss.item(), terms.truncated.item()) == (-2.0, 0.0)
+
+
 def total_weight(rows):
     return sum(len(row.completion_ids) * row.token_weight for row in rows)
 

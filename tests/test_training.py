@@ -1,5 +1,7 @@
 """What is trained is what was sampled, token for token, on a policy of random weights."""
 
+from dataclasses import replace
+
 import dspy
 import pytest
 import torch
@@ -9,6 +11,7 @@ from training_setup import TRAIN, Pair, Spy, compile_, fresh, noise, optimizer, 
 
 from mmgrpo import rollout, trainer
 from mmgrpo.logprobs import completion_logprobs
+from mmgrpo.policy.sampler import TreeSampler
 from mmgrpo.rollout import jobs_for
 from mmgrpo.training_run import TrainingRun
 
@@ -66,6 +69,24 @@ def test_trainer_and_sampler_agree_on_every_token(modules):
 def test_log_says_how_far_trainer_and_sampler_are_apart():
     log = compile_(tiny_policy(), optimizer(), refuse=some).training_log
     assert all(entry["sampler_mismatch"] < 1e-3 for entry in log.curve)
+
+
+def test_tokens_that_the_sampler_found_less_likely_count_more_up_to_the_cap(monkeypatch):
+    """A sampler that reports every log-probability by 1 too low: the ratio e is capped at 2."""
+    honest = TreeSampler._generate_batch
+
+    def low(sampler, requests):
+        return [replace(one, logprobs=tuple(p - 1 for p in one.logprobs)) for one in honest(sampler, requests)]
+
+    monkeypatch.setattr(TreeSampler, "_generate_batch", low)
+    off, on, high = (
+        compile_(tiny_policy(), optimizer(steps=1, importance_cap=cap)).training_log.curve[0]
+        for cap in (None, 2.0, 9.0)
+    )
+    assert on["grad_norm"] / off["grad_norm"] == pytest.approx(2.0, rel=1e-4)
+    assert high["grad_norm"] / off["grad_norm"] == pytest.approx(2.7183, rel=1e-3)
+    assert [entry["truncated"] for entry in (off, on, high)] == pytest.approx([0, 1, 0])
+    assert off["sampler_mismatch"] == pytest.approx(1, abs=1e-3)
 
 
 def test_kl_is_zero_before_the_first_update_and_positive_after():

@@ -1,5 +1,7 @@
 """When things go wrong: metrics that raise, equal rewards, losses that are not finite."""
 
+from dataclasses import replace
+
 import dspy
 import pytest
 import torch
@@ -10,7 +12,7 @@ from trl import GRPOTrainer
 
 from mmgrpo import trainer
 from mmgrpo.errors import UserError
-from mmgrpo.objective import Terms, policy_loss
+from mmgrpo.objective import policy_loss
 from mmgrpo.trainer import MAX_BAD_STEPS, check_trl
 
 pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
@@ -74,7 +76,7 @@ def broken_at(*steps):
 
     def loss(*args, **kwargs):
         terms = policy_loss(*args, **kwargs)
-        return Terms(terms.loss * float("nan"), terms.kl, terms.clipped) if next(made) in steps else terms
+        return replace(terms, loss=terms.loss * float("nan")) if next(made) in steps else terms
 
     return loss
 
@@ -102,7 +104,7 @@ def test_gradient_that_is_not_finite_is_skipped_too(monkeypatch):
 
     def loss(*args, **kwargs):
         terms = policy_loss(*args, **kwargs)
-        return Terms(Poison.apply(terms.loss), terms.kl, terms.clipped)
+        return replace(terms, loss=Poison.apply(terms.loss))
 
     monkeypatch.setattr(trainer, "policy_loss", loss)
     policy = tiny_policy()

@@ -23,14 +23,14 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(embedded.published())
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, **changes) -> LlamaForCausalLM:
     """Two narrow layers over the real vocabulary."""
     torch.manual_seed(seed)
     size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer()), num_key_value_heads=2, max_position_embeddings=4096,
-            tie_word_embeddings=True, initializer_range=0.2, eos_token_id=2, pad_token_id=2, **size,
+            tie_word_embeddings=True, initializer_range=0.2, eos_token_id=2, pad_token_id=2, **size | changes,
         )
     )  # fmt: skip
 

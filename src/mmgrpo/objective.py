@@ -26,7 +26,7 @@ class Row:
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    sampled_logprobs: tuple[float, ...]  # the sampler's, for measuring how far trainer and sampler agree
+    sampled_logprobs: tuple[float, ...]  # the sampler's, which the trainer's are compared with
     temperature: float
     advantage: float
     token_weight: float  # of each of the row's tokens
@@ -40,6 +40,7 @@ class Terms:
     loss: Tensor
     kl: Tensor
     clipped: Tensor  # share of tokens whose update or importance weight was clipped
+    truncated: Tensor  # share of tokens whose weight against the sampler's mismatch was capped
 
 
 def rows_of(groups: Sequence[Group]) -> list[Row]:
@@ -71,16 +72,23 @@ def policy_loss(
     ref_logprobs: Tensor | None,
     advantages: Tensor,
     weights: Tensor,
+    sampled_logprobs: Tensor | None = None,
     *,
     objective: Literal["grpo", "cispo"],
     epsilon: float,
     epsilon_high: float,
     beta: float,
+    importance_cap: float | None = None,
 ) -> Terms:
-    """The loss of some tokens; all tensors [T]. `ref_logprobs` may be None where `beta` is 0.
+    """The loss of some tokens; all tensors [T].
+
+    `ref_logprobs` may be None where `beta` is 0, `sampled_logprobs` where there is no `importance_cap`.
 
     GRPO: min(ω Â, clip(ω, 1-ε, 1+ε) Â), ω = exp(log p - log p_old).
     CISPO: sg(min(ω, ε_high)) Â log p (sg: no gradient).
+    With a cap c, each objective_t is multiplied by sg(min(p_old / p_sampled, c)): truncated importance sampling, which
+    corrects for a sampler whose probabilities are not quite the trainer's (Yao et al. 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training").
     KL: the k3 estimator p_ref/p - log(p_ref/p) - 1, as the paper has it (TRL 1.16 multiplies it by ω by default).
     """
     ratio = torch.exp(logprobs - old_logprobs)
@@ -91,10 +99,15 @@ def policy_loss(
     else:
         value = ratio.clamp(max=epsilon_high).detach() * advantages * logprobs
         clipped = ratio > epsilon_high
+    truncated = torch.zeros_like(weights)
+    if importance_cap is not None:
+        mismatch = torch.exp(old_logprobs - sampled_logprobs).detach()
+        value = value * mismatch.clamp(max=importance_cap)
+        truncated = mismatch > importance_cap
     loss = -(weights * value).sum()
     kl = torch.zeros((), dtype=logprobs.dtype, device=logprobs.device)
     if beta:
         gap = ref_logprobs - logprobs
         kl = (weights * (torch.exp(gap) - gap - 1)).sum()
         loss = loss + beta * kl
-    return Terms(loss, kl.detach(), (weights * clipped).sum().detach())
+    return Terms(loss, kl.detach(), (weights * clipped).sum().detach(), (weights * truncated).sum())

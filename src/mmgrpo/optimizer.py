@@ -31,7 +31,7 @@ class MMGRPO(Teleprompter):
         sampling: how rollouts are sampled.
         seed: of rollouts, order of examples, padding and initial adapter.
         folder: for checkpoints; a second compile with the same folder goes on where the first stopped.
-            Default: a temporary one.
+            Default: a temporary one, which several processes (`accelerate launch`) can't share.
         report_to: of the Hugging Face trainer: "none" (default), "tensorboard" or "wandb".
     """
 

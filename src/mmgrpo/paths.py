@@ -27,6 +27,11 @@ def figures() -> Path:
     return Path(os.environ.get("MMGRPO_FIGURES_DIR", PROJECT / "figures")).expanduser().resolve()
 
 
+def servers() -> list[str]:
+    """Addresses of vLLM servers to sample with, from `MMGRPO_VLLM_SERVERS` ("http://one:8000,http://two:8000")."""
+    return [address.strip() for address in os.environ.get("MMGRPO_VLLM_SERVERS", "").split(",") if address.strip()]
+
+
 def local_data() -> Path | None:
     """Folder with the tasks' public files (`MMGRPO_DATA_DIR`), or None where it isn't set."""
     folder = os.environ.get("MMGRPO_DATA_DIR")

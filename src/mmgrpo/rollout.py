@@ -66,6 +66,8 @@ def run(
     progress: str | None = None,
 ) -> list[Trajectory]:
     """Run and score all jobs, in their order. `progress` names a progress bar."""
+    if not jobs:
+        return []
     policy: Policy = lm.policy
     count = min(len(jobs), MAX_THREADS, 2 * policy.settings.batch)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -31,6 +31,7 @@ class PolicySettings(Settings):
     context: int = Field(8192, gt=0)  # tokens of prompt and completion together
     max_tokens: int = Field(512, gt=0)  # of one completion; our choice
     batch: int = Field(64, gt=0)  # calls generated together; our choice
+    sampler: Literal["transformers", "vllm"] = "transformers"  # what rollouts and evaluations are sampled with
     lora_rank: int = Field(16, gt=0)
     lora_alpha: int = Field(64, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # paper 0.05; zero, as one shared prefix has one forward pass
@@ -56,6 +57,7 @@ class GRPOSettings(Settings):
     scale: Literal["group", "batch", "none"] = "group"  # what the advantage is divided by the deviation of
     epsilon: float = Field(0.2, gt=0)  # clip of the update; not in our notes of the paper, TRL's default
     epsilon_high: float = Field(5.0, gt=0)  # CISPO's cap of the importance weight; our choice
+    importance_cap: float | None = Field(None, gt=0)  # of p_trainer / p_sampler as weight of a token; None: off
     beta: float = Field(0.01, ge=0)  # weight of the KL term
     iterations: int = Field(1, gt=0)  # updates on the same rollouts
     learning_rate: float = Field(1e-5, gt=0)

@@ -4,12 +4,13 @@ TRL brings optimizer, schedule, LoRA, precision, logging, checkpoints and resump
 and loss know one prompt and one completion a sample; here a step's rows come from `collect`, go
 through the prefix tree in micro-batches of a token budget, and carry their own weights in the loss. TRL's
 dataset only counts steps, and everything random derives from (seed, step), so a resumed run goes on exactly.
+Several processes each train on a share of the micro-batches (`distributed.py`).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from mmgrpo import prefix_tree
+from mmgrpo import distributed, prefix_tree
 from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.objective import Row, policy_loss
 from mmgrpo.policy import Policy
 from mmgrpo.settings import GRPOSettings
 
+LOGGED = ("loss", "kl", "clipped", "truncated")  # of `Terms`
 MAX_BAD_STEPS = 5  # steps in a row whose loss was not finite, before training stops
 
 
@@ -48,8 +50,9 @@ class RowTrainer(GRPOTrainer):
             model=policy.trainable(),
             reward_funcs=_no_reward,  # rewards are in the rows
             args=args,
-            # TRL repeats each entry twice (its smallest group) and iterates `iterations` times over it.
-            train_dataset=Dataset.from_dict({"step": list(range(settings.steps))}),
+            # TRL repeats each entry twice (its smallest group) and iterates `iterations` times over it; each process
+            # takes one a step.
+            train_dataset=Dataset.from_dict({"step": list(range(settings.steps * args.world_size))}),
             processing_class=policy.tokenizer,
             callbacks=callbacks,
         )
@@ -64,16 +67,20 @@ class RowTrainer(GRPOTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """Rollouts (or the buffered ones), then the gradient of all micro-batches. Returns the step's loss."""
         model.train()
+        model = self.accelerator.unwrap_model(model)  # gradients are added up here, once a step
         first = self.state.global_step % self.settings.iterations == 0
         if first or self._batch is None:
             self._batch = self.collect(self.state.global_step // self.settings.iterations)
+        self.policy.sampler.sleep()
         rows = self._batch.rows
         inputs_of = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
-        packs = [
-            [rows[index] for index in indices]
-            for adapter in dict.fromkeys(self.policy.adapter_of(row.module) for row in rows)
-            for indices in _packs_of(adapter, rows, inputs_of, self.policy, self.settings.token_budget)
-        ]
+        packs = distributed.share(
+            [
+                [rows[index] for index in indices]
+                for adapter in dict.fromkeys(self.policy.adapter_of(row.module) for row in rows)
+                for indices in _packs_of(adapter, rows, inputs_of, self.policy, self.settings.token_budget)
+            ]
+        )
         if self.settings.iterations > 1 and (first or len(self._old) != len(packs)):
             self._old = [self._logprobs(model, pack, grad=False) for pack in packs]
         return self._backward(model, packs, dict(self._batch.metrics))
@@ -82,31 +89,39 @@ class RowTrainer(GRPOTrainer):
         """The weights alone: the Trainer's own would freeze all adapters but one before the optimizer is made."""
         self.policy.load_adapter(Path(resume_from_checkpoint))
 
-    def _backward(self, model, packs: list[list[Row]], metrics: dict[str, float]) -> Tensor:
-        totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
-        mismatch = []
+    def _backward(self, model, packs: Sequence[list[Row]], metrics: dict[str, float]) -> Tensor:
+        device = self.accelerator.device
+        totals = torch.zeros(len(LOGGED) + 2, device=device)  # then mismatch and tokens
+        finite = True
         for place, pack in enumerate(packs):
             logprobs = self._logprobs(model, pack, grad=True)
             old = self._old[place] if self._old else logprobs.detach()
+            advantages, weights, sampled = _per_token(pack, logprobs.device)
             terms = policy_loss(
-                logprobs, old, self._reference(model, pack) if self.settings.beta else None, *_per_token(pack, logprobs.device),
+                logprobs, old, self._reference(model, pack) if self.settings.beta else None, advantages, weights, sampled,
                 objective=self.settings.objective, epsilon=self.settings.epsilon,
                 epsilon_high=self.settings.epsilon_high, beta=self.settings.beta,
+                importance_cap=self.settings.importance_cap,
             )  # fmt: skip
             if not torch.isfinite(terms.loss):
-                return self._skip(model, metrics, logprobs.device)
+                finite = False
+                break
             self.accelerator.backward(terms.loss)
-            for name in totals:
-                totals[name] += float(getattr(terms, name).detach())
-            sampled = torch.tensor([p for row in pack for p in row.sampled_logprobs], device=logprobs.device)
-            mismatch.append((logprobs.detach() - sampled).abs())
-        if not all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None):
-            return self._skip(model, metrics, self.accelerator.device)
-        if packs and self.state.global_step % self.settings.iterations == 0:
-            metrics["sampler_mismatch"] = float(torch.cat(mismatch).mean())
+            mismatch = (logprobs.detach() - sampled).abs().sum()
+            totals += torch.stack(
+                [*(getattr(terms, name).detach() for name in LOGGED), mismatch, mismatch.new_tensor(len(sampled))]
+            )
+        trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        distributed.sum_gradients(trained)
+        finite &= all(torch.isfinite(weight.grad).all() for weight in trained if weight.grad is not None)
+        if distributed.summed(torch.tensor(float(not finite), device=device)):
+            return self._skip(model, metrics, device)
         self._bad_steps = 0
-        self._log(metrics | {"kl": totals["kl"], "clipped": totals["clipped"], "skipped": 0.0})
-        return torch.tensor(totals["loss"], device=self.accelerator.device)
+        loss, *others, mismatch, tokens = distributed.summed(totals).tolist()
+        if tokens and self.state.global_step % self.settings.iterations == 0:
+            metrics["sampler_mismatch"] = mismatch / tokens
+        self._log(metrics | dict(zip(LOGGED[1:], others, strict=True)) | {"skipped": 0.0})
+        return torch.tensor(loss, device=device)
 
     def _skip(self, model, metrics: dict[str, float], device) -> Tensor:
         """Leave the weights as they are after a loss or gradient that is not finite; stop when it keeps happening."""
@@ -140,12 +155,13 @@ def _packs_of(adapter: str, rows, inputs_of, policy: Policy, budget: int) -> lis
     return [[mine[index] for index in pack] for pack in prefix_tree.pack([inputs_of[index] for index in mine], budget)]
 
 
-def _per_token(pack: list[Row], device) -> tuple[Tensor, Tensor]:
-    """Advantage and weight of every completion token of a micro-batch."""
+def _per_token(pack: list[Row], device) -> tuple[Tensor, Tensor, Tensor]:
+    """Advantage, weight and sampled log-probability of every completion token of a micro-batch."""
     lengths = torch.tensor([len(row.completion_ids) for row in pack])
     values = torch.tensor([[row.advantage, row.token_weight] for row in pack], dtype=torch.float32)
     spread = values.repeat_interleave(lengths, dim=0).to(device)
-    return spread[:, 0], spread[:, 1]
+    sampled = torch.tensor([value for row in pack for value in row.sampled_logprobs], device=device)
+    return spread[:, 0], spread[:, 1], sampled
 
 
 def _no_reward(prompts, completions, **kwargs):

@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from mmgrpo import rollout
+from mmgrpo import distributed, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
 from mmgrpo.objective import rows_of
@@ -88,7 +88,7 @@ class TrainingRun:
         trainer.train(resume_from_checkpoint=checkpoint)
         best = validation.best if self.valset else {"step": float(trainer.state.global_step)}
         if not self.valset:
-            self.policy.save_adapter(validation.folder)
+            self.save(validation.folder)
         self.policy.load_adapter(validation.folder)
         curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
@@ -115,6 +115,12 @@ class TrainingRun:
             )
         write_json(mine, file)
 
+    def save(self, folder: Path) -> None:
+        """Write the adapter once, for all processes."""
+        if distributed.is_first():
+            self.policy.save_adapter(folder)
+        distributed.wait()
+
     def collect(self, step: int) -> Batch:
         """Rollouts of a step's inputs with the weights as they are, grouped and weighted."""
         started = time.perf_counter()
@@ -130,9 +136,11 @@ class TrainingRun:
         trajectories = []
         for place, program in enumerate(self.programs):
             mine = [job for job in jobs if job.rollout % len(self.programs) == place]
-            trajectories += rollout.run(
-                program, mine, lm=lm, metric=self.plan.metric, format_failure_reward=settings.format_failure_reward
-            )
+            runs = rollout.run(
+                program, distributed.share(mine), lm=lm, metric=self.plan.metric,
+                format_failure_reward=settings.format_failure_reward,
+            )  # fmt: skip
+            trajectories += distributed.all_of([replace(run, prediction=None) for run in runs])
         grouping = self._group(trajectories, step)
         if grouping.groups:
             write_json(outline(step, trajectories, grouping.groups), self._outline)
@@ -220,17 +228,19 @@ class Validation(TrainerCallback):
         run.policy.sync()
         scored = rollout.evaluate(
             run.programs[0],
-            run.valset,
+            distributed.share(run.valset),
             policy=run.policy,
             metric=run.plan.metric,
             progress=f"validation at step {step}",
         )
+        scored = distributed.all_of([replace(one, prediction=None) for one in scored])
         entry = {"step": float(step), "score": rollout.mean_score(scored)}
         self.scores.append(entry)
         if not self.best or entry["score"] > self.best["score"]:
-            run.policy.save_adapter(self.folder)
+            run.save(self.folder)
             self.best = entry
-        write_json({"scores": self.scores, "best": self.best}, self.file)
+        if distributed.is_first():
+            write_json({"scores": self.scores, "best": self.best}, self.file)
 
 
 def _floats(entry: dict) -> dict[str, float]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from mmgrpo import paths
 from mmgrpo.errors import UserError, nearest
 from mmgrpo.policy import embedded
 from mmgrpo.policy.lm import PolicyEngine, PolicyLM
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
-from mmgrpo.policy.sampler import TreeSampler
+from mmgrpo.policy.remote import RemoteSampler
+from mmgrpo.policy.sampler import Sampler, TreeSampler
+from mmgrpo.policy.vllm import VLLMSampler
 from mmgrpo.settings import PolicySettings
 from mmgrpo.tree_attention import use_tree_attention
 
@@ -22,22 +27,28 @@ HUB_REVISIONS = {  # pinned; a hub model that isn't listed is refused
     "Qwen/Qwen3-8B": "b968826d9c46dd6066d109eabc6255188de91218",
     "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
 }
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 
 
 class Policy:
-    """A language model as sampler and, once `trainable` is asked for, as PEFT model with its own weights."""
+    """A language model as sampler and, once `trainable` is asked for, as PEFT model with its own weights.
 
-    def __init__(self, name: str, base, tokenizer, settings: PolicySettings, seed: int):
+    Without a `sampler` it samples from a copy of `base`.
+    """
+
+    def __init__(self, name: str, base, tokenizer, settings: PolicySettings, seed: int, sampler: Sampler | None = None):
         self.name = name
         self.settings = settings
         self.precision = resolve_precision(settings.precision)
         self.seed = seed
         self.tokenizer = tokenizer
-        self._base = base  # float32 on a CPU; the sampler has its own copy in `precision`
+        self._base = base  # float32 on a CPU; the sampler has its own weights in `precision`
         self._trainable = None
-        sampling = copy.deepcopy(base).to(self.dtype)
-        self.sampler = TreeSampler(sampling, _stop_ids(base, tokenizer), settings.batch, base, tokenizer.decode)
+        if sampler is None:
+            copied = copy.deepcopy(base).to(self.dtype)
+            sampler = TreeSampler(copied, stop_ids_of(base, tokenizer), settings.batch, base, tokenizer.decode)
+        self.sampler = sampler
         self.engine = PolicyEngine(self.sampler, tokenizer, settings, seed)
 
     def __deepcopy__(self, memo: dict) -> Policy:
@@ -45,7 +56,7 @@ class Policy:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return DTYPES[self.precision]
 
     def lm(self, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int | None = None) -> PolicyLM:
         """The policy as a `dspy.LM`; greedy unless told otherwise."""
@@ -129,7 +140,7 @@ def load(name: str, settings: PolicySettings, seed: int) -> Policy:
     if name not in names():
         raise UserError(f"Unknown model {name!r}; {nearest(name, names())}.")
     place, revision = (EMBEDDED[name](), None) if name in EMBEDDED else (name, HUB_REVISIONS[name])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         base = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype)
@@ -139,7 +150,28 @@ def load(name: str, settings: PolicySettings, seed: int) -> Policy:
         raise UserError(
             f"The model {name} could not be loaded ({reason}): check the network and your access to it."
         ) from None
-    return Policy(name, base.to(device), tokenizer, settings, seed)
+    sampler = _vllm(name, place, revision, stop_ids_of(base, tokenizer), settings, seed)
+    return Policy(name, base.to(device), tokenizer, settings, seed, sampler)
+
+
+def _vllm(name: str, place, revision, stop_ids: list[int], settings: PolicySettings, seed: int) -> Sampler | None:
+    """vLLM as sampler of the model at `place`, where the settings ask for it."""
+    if settings.sampler == "transformers":
+        return None
+    if servers := paths.servers():
+        return RemoteSampler(servers, name, stop_ids, settings.batch, paths.cache() / "served")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(
+            "Several training processes can't share a vLLM engine of their own: start vLLM servers, as the top of "
+            "mmgrpo/policy/remote.py says, and name them in MMGRPO_VLLM_SERVERS."
+        )
+    if find_spec("vllm") is None:
+        raise UserError(
+            "The profile's `policy` has `sampler: vllm`, and vLLM is not installed: install the extra `gpu` "
+            "(`pip install -e '.[gpu]'`), or set `sampler: transformers`."
+        )
+    dtype = DTYPES[resolve_precision(settings.precision)]
+    return VLLMSampler(place, stop_ids, settings, dtype=dtype, revision=revision, seed=seed)
 
 
 def resolve_precision(wanted: str) -> str:
@@ -152,7 +184,7 @@ def resolve_precision(wanted: str) -> str:
     return "bf16" if native else "fp32"
 
 
-def _stop_ids(model, tokenizer) -> list[int]:
+def stop_ids_of(model, tokenizer) -> list[int]:
     """End-of-turn tokens: the tokenizer's, and those of the model's generation settings."""
     listed = model.generation_config.eos_token_id
     listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)

@@ -18,7 +18,7 @@ from mmgrpo.policy.batcher import Batcher
 from mmgrpo.policy.embedded import sha256
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
-from mmgrpo.policy.sampler import Completion, SamplingRequest, TreeSampler
+from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 from mmgrpo.trajectory import Call
 
@@ -29,12 +29,12 @@ END_MARKER = "[[ ## completed ## ]]"  # DSPy's ChatAdapter asks for it at the en
 class PolicyEngine:
     """DSPy's custom-engine interface over a sampler. Thread-safe; copies of a program share it."""
 
-    def __init__(self, sampler: TreeSampler, tokenizer, settings: PolicySettings, seed: int):
+    def __init__(self, sampler: Sampler, tokenizer, settings: PolicySettings, seed: int):
         self.sampler = sampler
         self.tokenizer = tokenizer
         self.settings = settings
         self.seed = seed
-        self.batcher: Batcher[tuple[TreeSampler, SamplingRequest], Completion] = Batcher(_generate)
+        self.batcher: Batcher[tuple[Sampler, SamplingRequest], Completion] = Batcher(_generate)
         self.adapters: dict[str, str] = {}  # module name to adapter, where modules have their own
         self.folders: dict[str, Path] = {}  # adapters that have a language model of their own, by tag
         self.tokens: Counter[str] = Counter()  # prompt and completion tokens so far
@@ -118,7 +118,7 @@ class PolicyEngine:
             return seed_of(self.seed, prompt_ids, temperature, self._repeats[prompt_ids])
 
 
-def _generate(questions: Sequence[tuple[TreeSampler, SamplingRequest]]) -> list[Completion]:
+def _generate(questions: Sequence[tuple[Sampler, SamplingRequest]]) -> list[Completion]:
     """Answers in order, the questions of one sampler together."""
     answers: dict[int, Completion] = {}
     for sampler in dict.fromkeys(sampler for sampler, _ in questions):

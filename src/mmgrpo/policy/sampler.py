@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class SamplingRequest:
     seed: int = 0
     weights: Path | None = None  # PEFT folder whose adapter answers; None: the followed policy
     adapter: str = "default"  # the adapter of a module, where modules have their own; an unknown one adds nothing
-    stop: str | None = None  # text that ends the completion, itself included
+    stop: str | None = None  # text after which nothing is read: a sampler that sees it ends the completion with it
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,20 @@ class Completion:
     finish: Literal["stop", "length"]
 
 
-class TreeSampler:
+class Sampler(Protocol):
+    """What a policy samples with: this file's, vLLM here (`vllm.py`) or vLLM servers (`remote.py`)."""
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+        """Completions in the order of `requests`."""
+
+    def follow(self, policy) -> None:
+        """Sample from `policy` (a PEFT model with LoRA adapters) as it is now; call again after each update."""
+
+    def sleep(self) -> None:
+        """Training begins: leave the processor's memory to it until the next call, where there is some to leave."""
+
+
+class TreeSampler(Sampler):
     """Samples from a causal model of transformers on one device. `decode` turns token ids into text."""
 
     def __init__(
