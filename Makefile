@@ -2,6 +2,7 @@
 
 PROFILE ?= laptop
 TASKS ?= banking77
+JOBS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
@@ -16,14 +17,17 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report lab test lock clean .venv
+.PHONY: help plan reproduce report lab test lock clean .venv
 
 help: ## list the targets
-	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
+	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [JOBS=$(JOBS)] [PYTHON=$(PYTHON)]'
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 
+plan: .venv ## say what PROFILE on TASKS takes and what is missing here; starts nothing
+	$(PY) -m mmgrpo plan --profile $(PROFILE) --tasks $(TASKS)
+
 reproduce: .venv ## run the study: every strategy of PROFILE on TASKS, then its tables and figures
-	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS)
+	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS) --jobs $(JOBS)
 
 report: .venv ## write tables and figures again from the records in results/
 	$(PY) -m mmgrpo report --profile $(PROFILE)

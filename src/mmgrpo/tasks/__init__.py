@@ -51,6 +51,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Api:
+    """A paid API that a task's program or judge asks."""
+
+    key: str  # the environment variable that holds its key
+    calls: int  # of one run of the program, its judging included
+    dollars_per_call: float
+
+
+@dataclass(frozen=True)
 class Task:
     """What a study needs to know of a task."""
 
@@ -64,6 +73,7 @@ class Task:
     paper_sizes: tuple[int, int]  # training and evaluation examples in the paper
     citation: str
     licence: str
+    api: Api | None = None
 
     def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
         """The score alone, in [0, 1], as DSPy's optimizers want it."""
