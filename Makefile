@@ -17,11 +17,11 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help plan reproduce report lab test lock clean .venv
+.PHONY: help plan reproduce report lab test test-faults lock clean .venv
 
 help: ## list the targets
 	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [JOBS=$(JOBS)] [PYTHON=$(PYTHON)]'
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[-.a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
 
 plan: .venv ## say what PROFILE on TASKS takes and what is missing here; starts nothing
 	$(PY) -m mmgrpo plan --profile $(PROFILE) --tasks $(TASKS)
@@ -44,6 +44,9 @@ test: .venv ## run the tests, the smoke grid and every notebook
 	unset MMGRPO_DATA_DIR && \
 	$(PY) -m mmgrpo grid --profile smoke --tasks all && \
 	$(PY) -m pytest --nbval --nbval-current-env notebooks
+
+test-faults: .venv ## kill grids and trainings at random for up to half an hour, and sum up what was lost
+	$(PY) -m pytest -q -m faults tests/faults
 
 .venv: .venv/.complete ## make the environment from the lock files
 
