@@ -169,9 +169,7 @@ def test_process_of_a_cell_ends_when_the_grid_is_gone():
         "from mmgrpo.notebook_run import end_with_parent; import time\n"
         "end_with_parent(); print('on', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "on\n" and process.poll() is None
     process.stdin.close()  # as the kernel does when its holder dies
     assert process.wait(timeout=10) == 1

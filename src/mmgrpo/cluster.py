@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Self
 from urllib.parse import urlsplit
 
 from mmgrpo.cells import Cell
@@ -41,15 +42,18 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise UserError("Ray is not installed: .venv/bin/pip install -e '.[cluster]', or leave --ray out.") from None
+            raise UserError(
+                "Ray is not installed: .venv/bin/pip install -e '.[cluster]', or leave --ray out."
+            ) from None
         if address != "local":
             _knock(address)
         self.address, self.command, self.needs = address, command, needs
         self._ray = ray
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            self._ray.init(address=self.address, log_to_driver=False, ignore_reinit_error=True)
+            self._ray.init(address=self.address, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"The Ray cluster at {self.address} can't be joined: {first}") from None
@@ -69,7 +73,10 @@ class Cluster:
             return refused
         task = self._task.options(max_retries=3, name=cell.name, **wanted)
         folders = {name: value for name, value in os.environ.items() if name.startswith("MMGRPO_")}
-        return task.remote(self.command(cell), cell.folder, folders).future()
+        outcome: Future[None] = Future()
+        reference = task.remote(self.command(cell), cell.folder, folders)
+        reference.future().add_done_callback(lambda done: _pass_on(done.exception(), outcome))
+        return outcome
 
     def _fits(self, wanted: dict[str, int]) -> bool:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -77,6 +84,14 @@ class Cluster:
             node.get("CPU", 0) >= wanted.get("num_cpus", 0) and node.get("GPU", 0) >= wanted.get("num_gpus", 0)
             for node in nodes
         )
+
+
+def _pass_on(error: BaseException | None, outcome: Future[None]) -> None:
+    """End `outcome` as a task ended. Ray wraps what was raised in an error whose text is a traceback."""
+    if error is None:
+        outcome.set_result(None)
+    else:
+        outcome.set_exception(getattr(error, "cause", None) or error)
 
 
 def _knock(address: str) -> None:
@@ -88,6 +103,10 @@ def _knock(address: str) -> None:
             raise ValueError
         socket.create_connection((place.hostname, port), timeout=ANSWER_SECONDS).close()
     except ValueError:
-        raise UserError(f"{address!r} is no address of a Ray cluster: allowed are host:port, ray://host:port, local.") from None
+        raise UserError(
+            f"{address!r} is no address of a Ray cluster: allowed are host:port, ray://host:port, local."
+        ) from None
     except OSError as error:
-        raise UserError(f"The Ray cluster at {address} does not answer ({error}): start it, or leave --ray out.") from None
+        raise UserError(
+            f"The Ray cluster at {address} does not answer ({error}): start it, or leave --ray out."
+        ) from None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from mmgrpo import paths, plan, records, report
 from mmgrpo.cells import Cell
@@ -36,7 +36,7 @@ class Place(Protocol):
 
     slots: int  # cells at a time
 
-    def __enter__(self) -> Place: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
 
@@ -52,8 +52,8 @@ def run(todo: Sequence[Cell], place: Place | None = None) -> list[Failure]:
             os.replace(cell.record, cell.record.with_suffix(".damaged"))
             print(f"{reason} It was set aside.", flush=True)
         waiting = [cell for cell in todo if cell not in found.finished]
-        with Local() if place is None else place as place, Progress(len(waiting)) as progress:
-            schedule = _Schedule(waiting, found, place, progress)
+        with Local() if place is None else place as there, Progress(len(waiting)) as progress:
+            schedule = _Schedule(waiting, found, there, progress)
             progress.say(
                 f"{len(todo)} cells, {len(todo) - len(waiting)} finished before. About {clock(schedule.left())} to go."
             )

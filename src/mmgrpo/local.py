@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from mmgrpo import notebook_run
 from mmgrpo.errors import UserError
@@ -32,12 +32,12 @@ class Local:
         self._threads = ThreadPoolExecutor(jobs)
         self._running: set[subprocess.Popen] = set()
 
-    def __enter__(self) -> Local:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         for process in list(self._running):
-            process.terminate()
+            process.kill()  # its kernel ends by itself; papermill has saved what the notebook had come to
         self._threads.shutdown(cancel_futures=True)
 
     def submit(self, cell: Cell) -> Future[None]:

@@ -89,7 +89,7 @@ class Survey:
 def survey(todo: Iterable[Cell]) -> Survey:
     """Look at the records of all cells and of those they need."""
     found = Survey()
-    for cell in dict.fromkeys(one for cell in todo for one in (*cell.needs, cell)):
+    for cell in dict.fromkeys(one for asked in todo for one in (*asked.needs, asked)):
         found.add(cell)
     return found
 
@@ -180,9 +180,13 @@ def missing(todo: Sequence[Cell]) -> list[str]:
             lacks.append(f"{name} needs {wanted} GPU of 80 GB as the paper runs it; torch sees {here} here.")
         if name in HUB_REVISIONS and not _is_cached(name):
             if offline:
-                lacks.append(f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or fetch the model before.")
+                lacks.append(
+                    f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or fetch the model before."
+                )
             elif MODELS[name].gated and get_token() is None:
-                lacks.append(f"{name} is gated: ask for access on the hub and log in (`hf auth login`, or set HF_TOKEN).")
+                lacks.append(
+                    f"{name} is gated: ask for access on the hub and log in (`hf auth login`, or set HF_TOKEN)."
+                )
     for name in dict.fromkeys(cell.task for cell in todo):
         task = profiles.load(todo[0].profile).tasks[name]
         api = tasks.get(name, task.options).api
@@ -192,7 +196,9 @@ def missing(todo: Sequence[Cell]) -> list[str]:
         if folder is not None and not (folder / name).is_dir():
             lacks.append(f"MMGRPO_DATA_DIR has no folder {name}: see data/README.md, or unset it.")
         elif folder is None and task.splits.source == "hub" and offline:
-            lacks.append(f"{name} takes its rows from the hub and HF_HUB_OFFLINE is set: unset it, or set MMGRPO_DATA_DIR.")
+            lacks.append(
+                f"{name} takes its rows from the hub and HF_HUB_OFFLINE is set: unset it, or set MMGRPO_DATA_DIR."
+            )
     return lacks + _too_little_disk(todo)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
@@ -37,7 +37,7 @@ class Progress:
         self.running: dict[str, _Running] = {}
         self.whole = self._bar(0, max(cells, 1)) if self.live and cells else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
