@@ -2,6 +2,7 @@
 
 PROFILE ?= laptop
 TASKS ?= banking77
+JOBS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
 
@@ -16,14 +17,17 @@ export MALLOC_TRIM_THRESHOLD_ := 17179869184
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report lab bench rehearse test test-learning test-browser test-vllm lock clean .venv
+.PHONY: help plan reproduce report lab bench rehearse test test-learning test-browser test-vllm test-faults lock clean .venv
 
 help: ## list the targets
-	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [PYTHON=$(PYTHON)]'
+	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [JOBS=$(JOBS)] [PYTHON=$(PYTHON)]'
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
+plan: .venv ## say what PROFILE on TASKS takes and what is missing here; starts nothing
+	$(PY) -m mmgrpo plan --profile $(PROFILE) --tasks $(TASKS)
+
 reproduce: .venv ## run the study: every strategy of PROFILE on TASKS, then its tables and figures
-	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS)
+	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS) --jobs $(JOBS)
 
 report: .venv ## write tables and figures again from the records in results/
 	$(PY) -m mmgrpo report --profile $(PROFILE)
@@ -67,6 +71,9 @@ test-vllm: .venv-vllm/.complete ## run the tests of the vLLM sampler with vLLM's
 	@.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@.venv-vllm/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
+
+test-faults: .venv ## kill grids and trainings at random for up to half an hour, and sum up what was lost
+	$(PY) -m pytest -q -m faults tests/faults
 
 .venv: .venv/.complete ## make the environment from the lock files
 

@@ -96,7 +96,7 @@ def test_missing_adapter_of_the_embedded_model_is_one_sentence(call, monkeypatch
 
 def test_failed_cells_are_listed_and_the_others_reported(call, monkeypatch):
     cell = Cell("smoke", "banking77", "smollm2-135m", "module_grpo", 0)
-    monkeypatch.setattr(grid, "run", lambda todo: [grid.Failure(cell, "out of memory")])
+    monkeypatch.setattr(grid, "run", lambda todo, place: [grid.Failure(cell, "out of memory")])
     monkeypatch.setattr(grid, "write_report", lambda profile: [])
     code, out, err = call("grid", "--profile", "smoke")
     assert code == 2
@@ -106,7 +106,7 @@ def test_failed_cells_are_listed_and_the_others_reported(call, monkeypatch):
 
 
 def test_interrupt_says_that_the_same_command_goes_on(call, monkeypatch):
-    def interrupted(todo):
+    def interrupted(todo, place):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(grid, "run", interrupted)
@@ -122,3 +122,22 @@ def test_module_runs_from_the_shell(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mmgrpo: Unknown profile 'smokee'") and done.stderr.count("\n") == 1
+
+
+def test_plan_is_one_table_and_what_is_missing(call):
+    code, out, err = call("plan", "--profile", "paper")
+    assert (code, err) == (0, "")
+    assert "GPU hours" in out and "paper" in out and "total" in out
+    assert "missing: " in out
+    assert not paths.results().exists()  # nothing was started
+
+
+def test_zero_jobs_are_one_sentence(call):
+    code, _, err = call("grid", "--profile", "smoke", "--jobs", "0")
+    assert (code, err) == (2, "mmgrpo: 0 cells at a time were asked for: allowed is 1 or more.\n")
+
+
+def test_missing_ray_is_one_sentence(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, _, err = call("grid", "--profile", "smoke", "--ray", "local")
+    assert code == 2 and err.startswith("mmgrpo: Ray is not installed") and err.count("\n") == 1

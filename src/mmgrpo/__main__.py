@@ -1,4 +1,4 @@
-"""The command line: `python -m mmgrpo grid | report | bench | rehearse`."""
+"""The command line: `python -m mmgrpo plan | grid | report | bench | rehearse`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,31 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 @app.command()
-def grid(profile: str = "laptop", tasks: str = "banking77") -> None:
-    """Run every cell of PROFILE on TASKS (names with commas, or `all`), then write tables and figures."""
-    from mmgrpo import profiles
+def plan(profile: str = "laptop", tasks: str = "banking77") -> None:
+    """Say what the cells of PROFILE on TASKS take (hours, GPUs, dollars, disk) and what is missing here. Starts nothing."""
+    todo = _cells(profile, tasks)
+    from mmgrpo import plan as planning
 
-    settings = profiles.load(profile)  # before the slow imports, so that a typo is answered at once
-    from mmgrpo import cells
+    print(planning.table(todo).to_string(index=False))
+    for sentence in planning.missing(todo) or ["nothing"]:
+        print(f"missing: {sentence}")
+
+
+@app.command()
+def grid(profile: str = "laptop", tasks: str = "banking77", jobs: int = 1, ray: str = "") -> None:
+    """Run every cell of PROFILE on TASKS (names with commas, or `all`), then write tables and figures.
+
+    JOBS cells run at a time on this machine, or as many as fit on the Ray cluster at the address RAY (`local`: a new
+    one on this machine).
+    """
+    todo = _cells(profile, tasks)
     from mmgrpo import grid as running
     from mmgrpo.policy import EMBEDDED
 
-    todo = cells.expand(settings, cells.chosen_tasks(settings, tasks))
+    place = _place(jobs, ray)
     for model in {cell.model for cell in todo} & set(EMBEDDED):
         print(f"Embedded language model: {EMBEDDED[model]()}", flush=True)
-    failures = running.run(todo)
+    failures = running.run(todo, place)
     if len(failures) < len(todo):
         _say_files(running.write_report(profile))
     if failures:
@@ -68,6 +80,25 @@ def rehearse() -> None:
     from mmgrpo.bench import rehearsal
 
     print(rehearsal.on_gpu() or rehearsal.NO_GPU)
+
+
+def _cells(profile: str, wanted: str) -> list:
+    from mmgrpo import profiles
+
+    settings = profiles.load(profile)  # before the slow imports, so that a typo is answered at once
+    from mmgrpo import cells
+
+    return cells.expand(settings, cells.chosen_tasks(settings, wanted))
+
+
+def _place(jobs: int, ray: str):
+    if ray:
+        from mmgrpo.cluster import Cluster
+
+        return Cluster(ray)
+    from mmgrpo.local import Local
+
+    return Local(jobs)
 
 
 def _say_files(files: list) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -73,7 +73,7 @@ class Cell:
             profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
             profile.grpo_for(self.task, self.model).model_dump(), profile.sampling_for(self.model).model_dump(),
             profile.mipro.model_dump(), profile.gepa.model_dump(), profile.fast_slow.model_dump(),
-            library_hash(), _code(self.notebook), str(paths.local_data()),
+            library_hash(), code_hash(self.notebook), str(paths.local_data()),
             [cell.fingerprint() for cell in self.needs],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -96,13 +96,13 @@ def cell(profile: str, task: str, model: str, strategy: str, seed: int) -> Cell:
 
 def expand(profile: Profile, only_tasks: Sequence[str]) -> list[Cell]:
     """All cells of a profile on `only_tasks`, each after the cells that it needs."""
-    return [
-        cell(profile.name, task, model, strategy, seed)
-        for task in only_tasks
-        for model in profile.models
-        for seed in profile.seeds
-        for strategy in sorted(profile.strategies, key=list(NOTEBOOK_OF).index)
-    ]
+    todo = []
+    for task in only_tasks:
+        for model in profile.models:
+            strategies = sorted(profile.strategies, key=list(NOTEBOOK_OF).index)
+            checked = [cell(profile.name, task, model, strategy, profile.seeds[0]) for strategy in strategies]
+            todo += [replace(one, seed=seed) for seed in profile.seeds for one in checked]
+    return todo
 
 
 def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
@@ -132,7 +132,17 @@ def library_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def code_hash(notebook: Path) -> str:
+    """Hash of the code of a notebook; its prose and outputs don't count."""
+    state = notebook.stat()
+    return _code_hash(notebook, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _code_hash(notebook: Path, *_: int) -> str:
+    return hashlib.sha256(json.dumps(_code(notebook)).encode()).hexdigest()[:16]
+
+
 def _code(notebook: Path) -> list[str]:
-    """The code of a notebook; its prose and outputs don't count."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]

@@ -1,32 +1,26 @@
-"""Runs the cells of a study with papermill, one notebook run each, and the report at the end.
+"""Runs the cells of a study, one notebook run each, and writes the report at the end.
 
-Finished cells are skipped, a failed cell keeps its partial notebook and the rest goes on. Time left is told
-from the first cell on: from what cells of the same strategy took on this machine, or else from a guess for 2 cores.
+Finished cells are skipped. A failed cell keeps its partial notebook and its error, and the rest goes on. A cell starts
+when those that it needs have a record. Time left is told from the first cell on (`plan.py`).
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self
 
-from mmgrpo import paths, profiles, records, report, study
+from mmgrpo import paths, plan, records, report
 from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
+from mmgrpo.local import Local
+from mmgrpo.lock import only_one
+from mmgrpo.progress import Progress, clock
 
-# What a cell of the laptop profile takes on 2 cores, to within a factor of two; a smoke cell takes about a minute.
-GUESS_SECONDS = {
-    "vanilla": 90,
-    "prompt_optimization": 300,
-    "trajectory_grpo": 400,
-    "module_grpo": 400,
-    "composition": 500,
-    "gepa": 400,
-    "fast_slow": 600,
-}
-SMOKE_SECONDS = 60
+TICK_SECONDS = 1.0  # between two looks at the clock
 
 
 @dataclass(frozen=True)
@@ -37,29 +31,33 @@ class Failure:
     reason: str
 
 
-def run(todo: Sequence[Cell]) -> list[Failure]:
-    """Run all cells in order; those without an up-to-date record. Returns what failed."""
-    failures: list[Failure] = []
-    waiting = [cell for cell in todo if _finished(cell) is None]
-    print(
-        f"{len(todo)} cells, {len(todo) - len(waiting)} finished before. About {_clock(_expected(waiting))} to go.",
-        flush=True,
-    )
-    for place, cell in enumerate(waiting):
-        lost = next((need for need in cell.needs if _finished(need) is None), None)
-        if lost is not None:
-            failures.append(Failure(cell, f"it needs {lost.name}, which has no record"))
-            continue
-        print(f"[{place + 1}/{len(waiting)}] {cell.name} (about {_clock(_expected(waiting[place:]))} left)", flush=True)
-        started = time.monotonic()
-        try:
-            _run_notebook(cell)
-        except UserError as error:
-            failures.append(Failure(cell, str(error)))
-            print(f"    failed: {error}", flush=True)
-            continue
-        print(f"    {records.read(cell.record).mean:.1f} points in {_clock(time.monotonic() - started)}", flush=True)
-    return failures
+class Place(Protocol):
+    """Where cells run: `local.Local` or `cluster.Cluster`."""
+
+    slots: int  # cells at a time
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def submit(self, cell: Cell) -> Future[None]:
+        """Run the cell; the future raises UserError with the reason where it fails."""
+
+
+def run(todo: Sequence[Cell], place: Place | None = None) -> list[Failure]:
+    """Run all cells without an up-to-date record at `place` (default: here, one at a time). Returns what failed."""
+    with only_one(paths.results()):
+        found = plan.survey(todo)
+        for cell, reason in found.damaged.items():
+            os.replace(cell.record, cell.record.with_suffix(".damaged"))
+            print(f"{reason} It was set aside.", flush=True)
+        waiting = [cell for cell in todo if cell not in found.finished]
+        with Local() if place is None else place as there, Progress(len(waiting)) as progress:
+            schedule = _Schedule(waiting, found, there, progress)
+            progress.say(
+                f"{len(todo)} cells, {len(todo) - len(waiting)} finished before. About {clock(schedule.left())} to go."
+            )
+            return schedule.run()
 
 
 def write_report(profile: str) -> list[Path]:
@@ -67,64 +65,56 @@ def write_report(profile: str) -> list[Path]:
     return report.build(records.read_all(paths.results() / profile), paths.figures())
 
 
-def _run_notebook(cell: Cell) -> None:
-    """One papermill run; the executed notebook stays beside the record, whole or partial."""
-    import papermill
-    from papermill.exceptions import PapermillException
+class _Schedule:
+    """Cells that wait, cells that run, and what became of the others."""
 
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    parameters = {"profile": cell.profile, "task": cell.task, "model": cell.model, "seed": cell.seed}
-    executed = cell.folder / "notebook.ipynb"
-    _refuse_without_parameters(cell.notebook)
-    try:
-        papermill.execute_notebook(
-            cell.notebook, executed, parameters=parameters, kernel_name="python3", progress_bar=False,
-            cwd=str(paths.NOTEBOOKS),
-        )  # fmt: skip
-    except PapermillException as error:
-        reason = getattr(error, "evalue", "") or str(error)
-        raise UserError(f"{reason.strip().splitlines()[-1]} (partial notebook: {executed})") from None
-    if _finished(cell) is None:
-        raise UserError(f"{cell.notebook.name} ran through but left no record at {cell.record}.")
+    def __init__(self, waiting: list[Cell], found: plan.Survey, place: Place, progress: Progress):
+        self.waiting = waiting
+        self.found = found
+        self.place = place
+        self.progress = progress
+        self.running: dict[Future[None], Cell] = {}
+        self.failures: list[Failure] = []
 
+    def run(self) -> list[Failure]:
+        while self.waiting or self.running:
+            self._start()
+            done, _ = wait(self.running, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                self._end(self.running.pop(future), future)
+            self.progress.tick(self.left())
+        return self.failures
 
-def _refuse_without_parameters(notebook: Path) -> None:
-    import nbformat
+    def left(self) -> float:
+        """Seconds to the end, as far as is known."""
+        waiting = sum(self.found.expected(cell)[0] for cell in self.waiting)
+        running = [self.found.expected(cell)[0] - self.progress.passed(cell.name) for cell in self.running.values()]
+        together = min(self.place.slots, len(self.waiting) + len(running))
+        return (waiting + sum(max(0.0, seconds) for seconds in running)) / max(1, together)
 
-    tags = [tag for c in nbformat.read(notebook, as_version=4).cells for tag in c.metadata.get("tags", [])]
-    if "parameters" not in tags:
-        raise UserError(
-            f"{notebook.name} has no cell tagged `parameters`: tag the one that sets profile, task, model and seed."
-        )
+    def _start(self) -> None:
+        """Start what can start, in order, and give up what never will."""
+        pending = {*self.waiting, *self.running.values()}
+        for cell in list(self.waiting):
+            lacking = [need for need in cell.needs if need not in self.found.finished]
+            lost = [need for need in lacking if need not in pending]
+            if lost:
+                self.waiting.remove(cell)
+                pending.remove(cell)
+                self.failures.append(Failure(cell, f"it needs {lost[0].name}, which has no record"))
+            elif not lacking and len(self.running) < self.place.slots:
+                self.progress.begin(cell.name, self.found.expected(cell)[0], self.left())
+                self.waiting.remove(cell)
+                self.running[self.place.submit(cell)] = cell
 
-
-def _finished(cell: Cell):
-    """The cell's record, or None; a damaged record is set aside so that its cell runs again."""
-    try:
-        return study.finished(cell)
-    except UserError as error:
-        os.replace(cell.record, cell.record.with_suffix(".damaged"))
-        print(f"    {error} It was set aside.", flush=True)
-        return None
-
-
-def _expected(waiting: Sequence[Cell]) -> float:
-    """Seconds that the cells will take, from records of the same profile and strategy where there are some."""
-    measured: dict[tuple[str, str], float] = {}
-    for file in paths.results().glob("*/**/record.json"):
+    def _end(self, cell: Cell, future: Future[None]) -> None:
         try:
-            record = records.read(file)
-        except UserError:
-            continue
-        measured[record.profile, record.strategy] = sum(record.seconds.values())
-    return sum(measured.get((cell.profile, cell.strategy), _guess(cell)) for cell in waiting)
-
-
-def _guess(cell: Cell) -> float:
-    return SMOKE_SECONDS if profiles.load(cell.profile).smoke else GUESS_SECONDS[cell.strategy]
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+            future.result()
+            self.found.add(cell)
+            if cell not in self.found.finished:
+                raise UserError(f"{cell.notebook.name} ran through but left no record at {cell.record}.")
+            result = f"{records.read(cell.record).mean:.1f} points"
+        except Exception as error:  # whatever it is, the other cells go on
+            self.failures.append(Failure(cell, str(error)))
+            result = f"failed: {error}"
+        self.progress.end(cell.name, result)

@@ -6,6 +6,7 @@ Tables and figures are made from records only.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -72,16 +73,21 @@ def read(file: Path) -> Record:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         body, checksum = content["record"], content["sha256"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        whole = _checksum(body) == checksum
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"The record {file} can't be read ({error}): delete it and run its cell again.") from None
-    if _checksum(body) != checksum:
+    if not whole:
         raise UserError(f"The record {file} doesn't match its checksum: delete it and run its cell again.")
-    if body.get("schema") != SCHEMA:
-        raise UserError(
-            f"The record {file} has schema {body.get('schema')}, this version reads {SCHEMA}: run its cell again."
+    schema = body.get("schema") if isinstance(body, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"The record {file} has schema {schema}, this version reads {SCHEMA}: run its cell again.")
+    try:
+        scores = tuple(Score(**score) for score in body.pop("scores"))
+        return Record(
+            **body | {"scores": scores, "curve": tuple(body["curve"]), "validation": tuple(body["validation"])}
         )
-    scores = tuple(Score(**score) for score in body.pop("scores"))
-    return Record(**body | {"scores": scores, "curve": tuple(body["curve"]), "validation": tuple(body["validation"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"The record {file} lacks a field ({error}): delete it and run its cell again.") from None
 
 
 def read_all(folder: Path) -> list[Record]:
@@ -90,15 +96,22 @@ def read_all(folder: Path) -> list[Record]:
 
 
 def write_json(content: Any, file: Path) -> Path:
-    """Write JSON to `file` by writing beside it and renaming."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write JSON to `file` by writing beside it and renaming; raises UserError where the disk is full."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("w", encoding="utf-8") as stream:
             json.dump(content, stream, ensure_ascii=False, allow_nan=False)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(beside, file)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"The disk is full, so {file} was not written; what was there before is as it was. "
+            "Make room and run the same command again."
+        ) from None
     finally:
         beside.unlink(missing_ok=True)
     return file

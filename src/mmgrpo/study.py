@@ -147,7 +147,7 @@ def finished(cell: Cell) -> Record | None:
     if not cell.record.exists():
         return None
     record = records.read(cell.record)
-    return record if record.notes["cell"] == cell.fingerprint() else None
+    return record if record.notes.get("cell") == cell.fingerprint() else None
 
 
 def _commit() -> str:

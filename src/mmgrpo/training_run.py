@@ -13,9 +13,8 @@ from typing import Any, Literal
 import dspy
 import numpy as np
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from mmgrpo import distributed, rollout
+from mmgrpo import checkpoints, distributed, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
 from mmgrpo.objective import rows_of
@@ -82,10 +81,10 @@ class TrainingRun:
                 self.plan.settings, folder=self.folder, seed=self.plan.seed,
                 precision=self.policy.precision, report_to=self.plan.report_to,
             ),
-            callbacks=[validation, Progress(f"{self.plan.level}-level GRPO")],
+            callbacks=[validation, checkpoints.Seal(), Progress(f"{self.plan.level}-level GRPO")],
         )  # fmt: skip
-        checkpoint = get_last_checkpoint(self.folder) if self.folder.is_dir() else None
-        trainer.train(resume_from_checkpoint=checkpoint)
+        checkpoint = checkpoints.last_good(self.folder)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         best = validation.best if self.valset else {"step": float(trainer.state.global_step)}
         if not self.valset:
             self.save(validation.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -26,15 +27,21 @@ def load(name: str) -> Profile:
 
 def parse(file: Path) -> Profile:
     """Read one profile file."""
+    return _parsed(file.name, file.read_text(encoding="utf-8"))
+
+
+@cache
+def _parsed(name: str, text: str) -> Profile:
+    """Thousands of cells ask for the same few profiles; one that was edited meanwhile is another text."""
     try:
-        profile = Profile(**yaml.safe_load(file.read_text(encoding="utf-8")))
+        profile = Profile(**yaml.safe_load(text))
         for model in profile.models:  # what models and tasks change is checked with what they change
             profile.sampling_for(model)
             for task in profile.tasks:
                 profile.grpo_for(task, model)
         return profile
     except (ValidationError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"{file.name}: {_first_problem(error)}") from None
+        raise UserError(f"{name}: {_first_problem(error)}") from None
 
 
 def _first_problem(error: Exception) -> str:

@@ -51,6 +51,15 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Api:
+    """A paid API that a task's program or judge asks."""
+
+    key: str  # the environment variable that holds its key
+    calls: int  # of one run of the program, its judging included
+    dollars_per_call: float
+
+
+@dataclass(frozen=True)
 class Task:
     """What a study needs to know of a task."""
 
@@ -65,6 +74,7 @@ class Task:
     citation: str
     licence: str
     spending: Callable[[], dict[str, dict[str, float]]] = dict  # so far, by role: calls, tokens, dollars of paid APIs
+    api: Api | None = None
 
     def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
         """The score alone, in [0, 1], as DSPy's optimizers want it."""

@@ -68,7 +68,7 @@ def _from_folder(folder: Path) -> tuple[list[dspy.Example], list[dspy.Example], 
 def _labels(file: Path) -> list[str]:
     try:
         labels = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} can't be read as UTF-8 JSON ({error}): it is a list of all labels.") from None
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise UserError(f"{file} is no list of labels: write all of them as one JSON list of strings.")

@@ -12,14 +12,15 @@ import dspy
 from pydantic import Field
 
 from mmgrpo.settings import Settings
-from mmgrpo.tasks import Judgement, Splits, Task
+from mmgrpo.tasks import Api, Judgement, Splits, Task
 from mmgrpo.tasks.papillon import judges
 from mmgrpo.tasks.papillon.program import Papillon
 from mmgrpo.tasks.papillon.rows import load
-from mmgrpo.tasks.papillon.untrusted import ApiModel, LocalModel, language_model
+from mmgrpo.tasks.papillon.untrusted import ApiModel, LocalModel, key_of, language_model
 
 GPT = "openai/gpt-4.1-mini-2025-04-14"
 JUDGE_TOKENS = 16  # the judge answers with one word
+DOLLARS_PER_CALL = 0.0006  # of GPT-4.1 mini, for some 300 tokens each way at 0.40 and 1.60 dollars a million
 LEXICAL = "lexical"
 
 
@@ -78,8 +79,18 @@ def task(options: Options) -> Task:
         paper_sizes=(111, 221),
         citation="Li et al. 2025, PAPILLON: Privacy Preservation from Internet-based and Local Language Model Ensembles, NAACL",
         licence="MIT (real rows), Apache-2.0 (embedded rows)",
+        api=api(options),
         spending=spending,
     )
+
+
+def api(options: Options) -> Api | None:
+    """What one run asks of paid APIs: the untrusted model once, the judge twice."""
+    from mmgrpo import policy
+
+    here = (LEXICAL, *policy.names())
+    asked = [name for name in (options.untrusted, options.judge, options.judge) if name not in here]
+    return Api(key_of(asked[0]), len(asked), DOLLARS_PER_CALL) if asked else None
 
 
 def oracle(example: dspy.Example) -> dspy.Prediction:

@@ -40,6 +40,11 @@ def language_model(name: str, *, max_tokens: int, api_base: str | None = None) -
     return LocalModel(name, max_tokens) if name in policy.names() else ApiModel(name, max_tokens, api_base)
 
 
+def key_of(name: str) -> str:
+    """The environment variable with the key of an API model, as its provider names it."""
+    return f"{name.partition('/')[0].upper()}_API_KEY"
+
+
 class LocalModel:
     """A model on this machine, greedy, loaded when it is first asked. During a rollout it is batched with the policy."""
 
@@ -75,7 +80,7 @@ class ApiModel:
 
     def __init__(self, name: str, max_tokens: int, api_base: str | None = None):
         self.name = name
-        self._variable = f"{name.partition('/')[0].upper()}_API_KEY"
+        self._variable = key_of(name)
         if not os.environ.get(self._variable):
             raise UserError(
                 f"{self._variable} is not set, and the task asks {name}: set it to your key (to any word for a server of "

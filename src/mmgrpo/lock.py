@@ -1,0 +1,28 @@
+"""One grid at a time in a results folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmgrpo.errors import UserError
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; raises UserError where another one holds it.
+
+    The kernel gives the lock back when its process ends, however it ends: none is left behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another grid is running in {folder}: wait until it ends, or give this one a folder of its own "
+                "with MMGRPO_RESULTS_DIR."
+            ) from None
+        yield

@@ -1,0 +1,236 @@
+"""What a grid will take, before anything starts: hours, GPUs, API calls, downloads, disk, and what is missing here.
+
+Hours come from this machine's records of the same profile, model and strategy (`measured`), else from the paper
+(arXiv 2508.04660: 18.7 h on two H100 an mmGRPO run, 1.4 h on one a MIPROv2 run), as it says (`paper`) or scaled by
+samples and model size (`paper, scaled`), else from our own guess (`guess`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from mmgrpo import paths, profiles, records, tasks
+from mmgrpo.cells import Cell
+from mmgrpo.errors import UserError
+from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
+
+GRPO_HOURS, GRPO_SAMPLES = 18.7, 750 * 4 * 12  # the paper's, of an 8B model
+MIPRO_HOURS, MIPRO_TRIALS = 1.4, 12
+PAPER_BILLIONS = 8
+
+UNTRAINED = ("vanilla", "prompt_optimization", "gepa")
+
+# What a cell with an embedded model takes on 2 cores, to within a factor of two.
+GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "composition": 500, "fast_slow": 600}
+GUESS_TRAINED_SECONDS = 400
+SMOKE_SECONDS = 60
+RECORD_GB = 0.002  # record and executed notebook
+DATA_GB = 0.01  # a task's public files
+CHECKPOINTS = 7  # adapters' worth: two checkpoints of an adapter with Adam's two moments, and the best adapter
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model asks of a machine. Sizes are those of the pinned files; an adapter has rank 16 in float32."""
+
+    billions: float  # parameters
+    download_gb: float
+    adapter_gb: float
+    gpus: int  # of 80 GB, to train it as the paper does
+    gated: bool = False  # the hub wants a token
+
+
+MODELS = {
+    "smollm2-135m": Model(0.135, 0.1, 0.02, 0),
+    "smollm2-135m-published": Model(0.135, 0.1, 0.02, 0),
+    "Qwen/Qwen3-0.6B": Model(0.6, 1.5, 0.04, 1),
+    "Qwen/Qwen3-8B": Model(8, 16.4, 0.175, 2),
+    "meta-llama/Llama-3.1-8B-Instruct": Model(8, 16.1, 0.168, 2, gated=True),
+}
+
+
+@dataclass
+class Survey:
+    """What the results folder says of some cells and of those they need. Each record is read once."""
+
+    finished: set[Cell] = field(default_factory=set)
+    damaged: dict[Cell, str] = field(default_factory=dict)  # with the sentence that says why
+    seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)  # by profile, model and strategy
+    unmeasured: dict[tuple[str, ...], tuple[float, str]] = field(default_factory=dict)  # likewise, and by task
+
+    def add(self, cell: Cell) -> None:
+        """Read the cell's record, if there is one."""
+        self.finished.discard(cell)
+        if not cell.record.exists():
+            return
+        try:
+            record = records.read(cell.record)
+        except UserError as error:
+            self.damaged[cell] = str(error)
+            return
+        self.seconds.setdefault(_kind(cell), []).append(sum(record.seconds.values()))
+        if record.notes.get("cell") == cell.fingerprint():
+            self.finished.add(cell)
+
+    def expected(self, cell: Cell) -> tuple[float, str]:
+        """Seconds that the cell will take, and where that number is from."""
+        measured = self.seconds.get(_kind(cell))
+        if measured:
+            return sum(measured) / len(measured), "measured"
+        kind = (*_kind(cell), cell.task)
+        if kind not in self.unmeasured:
+            self.unmeasured[kind] = unmeasured(cell)
+        return self.unmeasured[kind]
+
+
+def survey(todo: Iterable[Cell]) -> Survey:
+    """Look at the records of all cells and of those they need."""
+    found = Survey()
+    for cell in dict.fromkeys(one for asked in todo for one in (*asked.needs, asked)):
+        found.add(cell)
+    return found
+
+
+def unmeasured(cell: Cell) -> tuple[float, str]:
+    """Seconds of a cell that this machine has no record like, and where that number is from."""
+    profile, model = profiles.load(cell.profile), MODELS[cell.model]
+    if profile.smoke:
+        return SMOKE_SECONDS, "guess"
+    if cell.model in EMBEDDED:
+        return GUESS_SECONDS.get(cell.strategy, GUESS_TRAINED_SECONDS), "guess"
+    size = model.billions / PAPER_BILLIONS
+    if cell.strategy == "vanilla":  # the paper gives no time; MIPROv2 scores many more examples than the test split has
+        return 3600 * MIPRO_HOURS * size / 4, "guess"
+    if cell.strategy == "prompt_optimization":
+        hours, scale = MIPRO_HOURS, size * profile.mipro.trials / MIPRO_TRIALS
+    elif cell.strategy == "gepa":  # as many program runs as its budget has, at MIPROv2's pace on 100 validation examples
+        return 3600 * MIPRO_HOURS * size * profile.gepa.metric_calls / (100 * MIPRO_TRIALS), "guess"
+    else:
+        grpo = profile.grpo_for(cell.task, cell.model)
+        hours, scale = GRPO_HOURS, size * grpo.steps * grpo.inputs * grpo.rollouts / GRPO_SAMPLES
+    return 3600 * hours * scale, "paper" if scale == 1 else "paper, scaled"
+
+
+def program_runs(cell: Cell) -> int:
+    """How often the cell runs its program, at most."""
+    profile = profiles.load(cell.profile)
+    splits, mipro = profile.tasks[cell.task].splits, profile.mipro
+    if cell.strategy == "vanilla":
+        return splits.test
+    if cell.strategy == "prompt_optimization":
+        scored = (mipro.trials + 1) * (mipro.minibatch or splits.valid)
+        return scored + mipro.fewshot_candidates * mipro.bootstrapped_demos + splits.test
+    if cell.strategy == "gepa":
+        return profile.gepa.metric_calls + splits.test
+    grpo = profile.grpo_for(cell.task, cell.model)
+    validations = 1 + -(-grpo.steps // grpo.validate_every)
+    return grpo.steps * grpo.inputs * grpo.rollouts + validations * splits.valid + splits.test
+
+
+def table(todo: Sequence[Cell]) -> pd.DataFrame:
+    """A row for each task, model and strategy, and the total. A download stands in the first row that needs it."""
+    found = survey(todo)
+    kinds: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in todo:
+        kinds.setdefault((cell.task, cell.model, cell.strategy), []).append(cell)
+    fetched: set[str] = set()
+    rows = [_row(cells, found, fetched) for cells in kinds.values()]
+    rows.append({"task": "total"} | {name: sum(row[name] for row in rows) for name in rows[0] if name in SUMS})
+    return pd.DataFrame(rows).astype(object).fillna("").rename(columns=lambda name: name.replace("_", " "))
+
+
+SUMS = ("cells", "to_run", "hours", "GPU_hours", "API_calls", "dollars", "download_GB", "disk_GB")
+
+
+def _row(cells: list[Cell], found: Survey, fetched: set[str]) -> dict[str, object]:
+    one = cells[0]
+    model, api = MODELS[one.model], tasks.get(one.task, profiles.load(one.profile).tasks[one.task].options).api
+    left = [cell for cell in cells if cell not in found.finished]
+    seconds, source = found.expected(one)
+    hours = len(left) * seconds / 3600
+    calls = len(left) * program_runs(one) * api.calls if api is not None else 0
+    trains = one.strategy not in UNTRAINED
+    download = sum(size for name, size in _downloads(one).items() if left and name not in fetched)
+    fetched.update(_downloads(one) if left else ())
+    return {
+        "task": one.task, "model": one.model, "strategy": one.strategy, "cells": len(cells), "to_run": len(left),
+        "hours_each": round(seconds / 3600, 2), "from": source, "hours": round(hours, 2),
+        "GPU_hours": round(hours * _gpus(one), 1), "API_calls": calls,
+        "dollars": round(calls * api.dollars_per_call, 2) if api is not None else 0.0,
+        "download_GB": round(download, 2),
+        "disk_GB": round(len(left) * (RECORD_GB + trains * CHECKPOINTS * model.adapter_gb), 2),
+    }  # fmt: skip
+
+
+def _gpus(cell: Cell) -> int:
+    """GPUs that the cell keeps busy; prompt optimization and evaluation need one, as in the paper."""
+    return min(MODELS[cell.model].gpus, 1 if cell.strategy in UNTRAINED else 2)
+
+
+def missing(todo: Sequence[Cell]) -> list[str]:
+    """What this machine lacks for the cells that are to run, a sentence each. Asks nothing of the network."""
+    import torch
+    from huggingface_hub import constants, get_token
+
+    lacks = []
+    offline = constants.HF_HUB_OFFLINE
+    here = torch.cuda.device_count()
+    for name in dict.fromkeys(cell.model for cell in todo):
+        wanted = max(_gpus(cell) for cell in todo if cell.model == name)
+        if wanted > here:
+            lacks.append(f"{name} needs {wanted} GPU of 80 GB as the paper runs it; torch sees {here} here.")
+        if name in HUB_REVISIONS and not _is_cached(name):
+            if offline:
+                lacks.append(
+                    f"{name} is not in the cache and HF_HUB_OFFLINE is set: unset it, or fetch the model before."
+                )
+            elif MODELS[name].gated and get_token() is None:
+                lacks.append(
+                    f"{name} is gated: ask for access on the hub and log in (`hf auth login`, or set HF_TOKEN)."
+                )
+    for name in dict.fromkeys(cell.task for cell in todo):
+        task = profiles.load(todo[0].profile).tasks[name]
+        api = tasks.get(name, task.options).api
+        if api is not None and not os.environ.get(api.key):
+            lacks.append(f"{name} asks a paid API whose key is not in the environment: set {api.key}.")
+        folder = paths.local_data()
+        if folder is not None and not (folder / name).is_dir():
+            lacks.append(f"MMGRPO_DATA_DIR has no folder {name}: see data/README.md, or unset it.")
+        elif folder is None and task.splits.source == "hub" and offline:
+            lacks.append(
+                f"{name} takes its rows from the hub and HF_HUB_OFFLINE is set: unset it, or set MMGRPO_DATA_DIR."
+            )
+    return lacks + _too_little_disk(todo)
+
+
+def _too_little_disk(todo: Sequence[Cell]) -> list[str]:
+    total = table(todo).iloc[-1]
+    wanted = total["disk GB"] + total["download GB"]
+    there = next(folder for folder in (paths.results(), *paths.results().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / 1e9
+    return [f"{wanted:.1f} GB of disk are needed, {free:.1f} GB are free at {there}."] if wanted > free else []
+
+
+def _downloads(cell: Cell) -> dict[str, float]:
+    """GB still to fetch for a cell, by name."""
+    source = profiles.load(cell.profile).tasks[cell.task].splits.source
+    wanted = {} if _is_cached(cell.model) else {cell.model: MODELS[cell.model].download_gb}
+    return wanted | ({cell.task: DATA_GB} if source == "hub" and paths.local_data() is None else {})
+
+
+def _is_cached(model: str) -> bool:
+    """Whether the model's files are on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if model in EMBEDDED:
+        return (paths.cache() / "smollm2-135m-instruct" / "config.json").exists()
+    return isinstance(try_to_load_from_cache(model, "config.json", revision=HUB_REVISIONS[model]), str)
+
+
+def _kind(cell: Cell) -> tuple[str, ...]:
+    return cell.profile, cell.model, cell.strategy

@@ -1,0 +1,42 @@
+"""What the fault tests start and kill: a grid of cheap cells, and a training of the tiny policy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cheap_cell
+import dspy
+import torch
+from safetensors.torch import save_file
+from test_training import optimizer, weights
+from tiny_policy import RawAdapter, tiny_policy
+
+from mmgrpo import cells, grid, profiles
+from mmgrpo.local import Local
+
+SECONDS = 0.05  # of a cell
+TRAIN = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(5)]
+
+
+def todo(results: Path, seeds: int) -> list[cells.Cell]:
+    """Cells of three strategies, one of which needs another."""
+    os.environ["MMGRPO_RESULTS_DIR"] = str(results)
+    changes = {"strategies": ("vanilla", "prompt_optimization", "composition"), "seeds": tuple(range(seeds))}
+    return cells.expand(profiles.load("smoke").model_copy(update=changes), ["banking77"])
+
+
+def run_grid(results: Path, seeds: int) -> None:
+    listed = todo(results, seeds)
+    assert grid.run(listed, Local(2, lambda cell: cheap_cell.command(cell, seconds=SECONDS))) == []
+
+
+def train(folder: Path) -> None:
+    """Train and write the final weights."""
+    torch.set_num_threads(1)
+    policy = tiny_policy()
+    with dspy.context(lm=policy.lm(), adapter=RawAdapter()):
+        optimizer(folder=folder / "run", steps=8, validate_every=2).compile(
+            dspy.Predict("q -> t"), trainset=TRAIN, valset=TRAIN[:2]
+        )
+    save_file(weights(policy), folder / "final.safetensors")
