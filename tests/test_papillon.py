@@ -18,7 +18,6 @@ from mmgrpo.settings import MIPROSettings, SplitSizes
 from mmgrpo.tasks import papillon
 from mmgrpo.tasks.papillon import embedded, judges, rows, untrusted
 from mmgrpo.tasks.papillon.program import Papillon
-from mmgrpo.tasks.papillon.scenarios import SCENARIOS
 
 REAL = os.environ.get("MMGRPO_DATA_DIR")
 LOCAL = {"untrusted": "smollm2-135m-published", "judge": "lexical", "max_tokens": 16}
@@ -69,7 +68,7 @@ def test_embedded_rows_are_made_again_without_a_difference():
 
 def test_embedded_rows_are_varied_private_and_short():
     examples = rows.read(embedded.FILE)
-    assert len(examples) == 240 and len(SCENARIOS) == 24
+    assert len(examples) == 240 and len(embedded.scenarios()) == 24
     for row in examples:
         assert 20 <= len(row.user_query.split()) <= 60
         assert judges.leaked(row.pii_units, row.user_query) == row.pii_units
@@ -80,7 +79,7 @@ def test_embedded_rows_are_varied_private_and_short():
 
 
 def test_reply_of_a_scenario_needs_nothing_that_its_queries_do_not_say():
-    for scenario in SCENARIOS:
+    for scenario in embedded.scenarios():
         for query in scenario.queries:
             known = set(embedded.SLOT.findall(query)) | set(scenario.public)
             assert set(embedded.SLOT.findall(scenario.reply)) <= known
@@ -335,7 +334,7 @@ def test_local_model_is_loaded_once_when_first_asked_and_batched_with_the_policy
 
 @contextmanager
 def server(*answers):
-    """A loopback server with the API of OpenAI: (status, body) in turns, the last again and again; yields address and bodies."""
+    """A loopback server with OpenAI's API: (status, body) in turns, the last for ever; yields address and bodies."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,7 @@
 """PAPILLON on PUPA: answer a private query with the help of an untrusted, stronger language model.
 
-Real data: PUPA (Li et al. 2025, MIT), from the hub or a local folder. Embedded: 240 queries of our own in the same format
-(`data/papillon`), an untrusted model that runs here, and a judge that needs no API.
+Real data: PUPA (Li et al. 2025, MIT), from the hub or a local folder. Embedded: 240 queries of our own in the same
+format (`data/papillon`), an untrusted model that runs here, and a judge that needs no API.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Options(Settings):
 
 
 def task(options: Options) -> Task:
-    """The task; asks for a missing API key when the program is built, and loads a local model when it is first asked."""
+    """The task; asks for a missing API key when the program is built, and loads a local model when it is needed."""
 
     models: dict[str, LocalModel | ApiModel] = {}
 
@@ -77,7 +77,7 @@ def task(options: Options) -> Task:
         oracle=oracle,
         chance=chance,
         paper_sizes=(111, 221),
-        citation="Li et al. 2025, PAPILLON: Privacy Preservation from Internet-based and Local Language Model Ensembles, NAACL",
+        citation="Li et al. 2025, PAPILLON: Privacy Preservation from Internet-based and Local Language Model Ensembles",
         licence="MIT (real rows), Apache-2.0 (embedded rows)",
         api=api(options),
         spending=spending,

@@ -13,19 +13,36 @@ import io
 import random
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from faker import Faker
 
 from mmgrpo import paths
-from mmgrpo.tasks.papillon.scenarios import SCENARIOS, Scenario
 
+SCENARIOS = paths.DATA / "papillon" / "scenarios.yaml"
 FILE = paths.DATA / "papillon" / "queries.csv"
 COLUMNS = ("conversation_hash", "predicted_category", "user_query", "target_response", "pii_units", "redacted_query")
 ROWS_A_SCENARIO = 10
 SEED = 20
 MONTHS = calendar.month_name[1:]
 SLOT = re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A kind of message; slots in braces are private but for those in `public`."""
+
+    category: str
+    queries: list[str]  # wordings; each names every private slot of the reply
+    reply: str
+    public: dict[str, list[str]]  # choices, taken in turns
+
+
+def scenarios() -> list[Scenario]:
+    """What `scenarios.yaml` holds."""
+    return [Scenario(**entry) for entry in yaml.safe_load(SCENARIOS.read_text(encoding="utf-8"))]
 
 
 def make() -> str:
@@ -41,8 +58,9 @@ def rows() -> Iterator[dict[str, str]]:
     """All rows, the scenarios in turns, so that neighbours differ."""
     draw = random.Random(SEED)
     private = _Private(names_of(paths.DATA / "posttraining"))
+    wanted = scenarios()
     for number in range(ROWS_A_SCENARIO):
-        for scenario in SCENARIOS:
+        for scenario in wanted:
             yield _row(scenario, number, private, draw)
 
 

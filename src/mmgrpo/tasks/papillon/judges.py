@@ -118,7 +118,8 @@ class Overlap:
     """ROUGE-L against the target, which needs no language model.
 
     0 is what a form letter gets, 1 is the target. The target stands for the untrusted language model's unaided answer,
-    which can't be had without sending that model the query: in PUPA it is the answer that the user once got. A response that repeats query or request more than the target does loses, and a plain copy is worth 0.
+    which can't be had without sending that model the query: in PUPA it is the answer that the user once got. A response
+    that repeats query or request more than the target does loses, and a plain copy is worth 0.
     """
 
     def __call__(self, example: dspy.Example, request: str, response: str) -> Quality:

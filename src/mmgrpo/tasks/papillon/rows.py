@@ -51,7 +51,8 @@ def read(file: Path) -> list[dspy.Example]:
             missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
                 raise UserError(
-                    f"{file} has no column {missing[0]!r}: its columns are {reader.fieldnames}, needed are {', '.join(COLUMNS)}."
+                    f"{file} has no column {missing[0]!r}: its columns are {reader.fieldnames}, "
+                    f"needed are {', '.join(COLUMNS)}."
                 )
             rows = [(row, f"{file}, line {reader.line_num}") for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -91,5 +92,6 @@ def _from_hub() -> Path:
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{HUB} could not be loaded ({first}): check the network, or set MMGRPO_DATA_DIR to a folder with pupa/{HUB_FILE}."
+            f"{HUB} could not be loaded ({first}): check the network, or set MMGRPO_DATA_DIR to a folder "
+            f"with pupa/{HUB_FILE}."
         ) from None

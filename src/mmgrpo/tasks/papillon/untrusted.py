@@ -1,7 +1,7 @@
 """Language models beside the policy: the untrusted one and, in the paper's setting, the judge.
 
-Each is a function from the text of one user message to the text of the answer. There is no system prompt, no demonstration
-and no history: what isn't in that text can't leave the machine.
+Each is a function from the text of one user message to the text of the answer. There is no system prompt, no
+demonstration and no history: what isn't in that text can't leave the machine.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def key_of(name: str) -> str:
 
 
 class LocalModel:
-    """A model on this machine, greedy, loaded when it is first asked. During a rollout it is batched with the policy."""
+    """A model on this machine, greedy, loaded when first asked. During a rollout it is batched with the policy."""
 
     def __init__(self, name: str, max_tokens: int):
         self.name = name
@@ -83,8 +83,8 @@ class ApiModel:
         self._variable = key_of(name)
         if not os.environ.get(self._variable):
             raise UserError(
-                f"{self._variable} is not set, and the task asks {name}: set it to your key (to any word for a server of "
-                f"your own that needs none), or name a model that runs here under the task's options in the profile."
+                f"{self._variable} is not set, and the task asks {name}: set it to your key (to any word for a "
+                f"server of your own that needs none), or name a model that runs here under the task's options in the profile."
             )
         place = {} if api_base is None else {"api_base": api_base}
         self._lm = _CountingLM(name, temperature=0.0, max_tokens=max_tokens, num_retries=RETRIES, **place)
@@ -95,7 +95,7 @@ class ApiModel:
 
     @property
     def spent(self) -> Counter[str]:
-        """Calls, prompt and completion tokens, and US dollars where DSPy knows the price; answers from the cache are free."""
+        """Calls, prompt and completion tokens, US dollars where DSPy knows the price; cached answers are free."""
         return self._lm.spent
 
     def __call__(self, text: str) -> str:
@@ -105,8 +105,8 @@ class ApiModel:
         except HOPELESS as error:
             reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise UserError(
-                f"{self.name} can't be asked ({type(error).__name__}: {reason}): check {self._variable}, the network and "
-                "the account's limits, and run again; answers so far are kept."
+                f"{self.name} can't be asked ({type(error).__name__}: {reason}): check {self._variable}, the network "
+                "and the account's limits, and run again; answers so far are kept."
             ) from None
         if not answer:
             raise ValueError(f"{self.name} answered nothing")
