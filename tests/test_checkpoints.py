@@ -4,7 +4,7 @@ import random
 import shutil
 
 import pytest
-from test_training import compile_, nothing_but_training, optimizer, same, weights  # noqa: F401
+from training_setup import compile_, optimizer, same, weights
 from tiny_policy import tiny_policy
 
 from mmgrpo import checkpoints

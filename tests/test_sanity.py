@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dspy
 import pytest
-from test_training import VALID, compile_, nothing_but_training, optimizer  # noqa: F401
+from training_setup import VALID, compile_, optimizer
 from tiny_policy import fields, scripted_lm, tiny_policy
 
 from mmgrpo import rollout

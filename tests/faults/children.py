@@ -9,7 +9,7 @@ import cheap_cell
 import dspy
 import torch
 from safetensors.torch import save_file
-from test_training import optimizer, weights
+from training_setup import optimizer, weights
 from tiny_policy import RawAdapter, tiny_policy
 
 from mmgrpo import cells, grid, profiles

@@ -12,7 +12,7 @@ from pathlib import Path
 import children
 import pytest
 from safetensors.torch import load_file
-from test_training import same
+from training_setup import same
 
 LONG = pytest.mark.faults
 PATIENCE = 120  # seconds that an undisturbed process may take

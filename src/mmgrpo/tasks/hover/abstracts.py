@@ -67,7 +67,7 @@ def _archive(sha256: str | None) -> Path:
         )
     print(
         f"Fetching {URL} (about 500 MB) and indexing 5 million pages: once, about 5 GB below {paths.cache()}, "
-        "several minutes each, and as much memory as disk.",
+        "several minutes each, with several GB of memory.",
         flush=True,
     )
     return fetch(URL, cached, sha256)
