@@ -17,7 +17,7 @@ from mmgrpo.show.markup import Markup, folded, number, pre, shaded, unfolding
 from mmgrpo.trajectory import Call, Trajectory
 
 if TYPE_CHECKING:
-    from ipywidgets import VBox
+    from ipywidgets import Dropdown, VBox
 
 Credit = dict[tuple[str, int, str, int], list[tuple[str, float]]]  # (example, rollout, module, invocation) -> groups
 
@@ -30,11 +30,11 @@ def browser(runs: Sequence[Trajectory], groups: Sequence[Group] = (), tokenizer:
     example, run, call = (ipywidgets.Dropdown(description=name) for name in ("input", "run", "call"))
 
     def choose_example(_: Any) -> None:
-        run.options = [(_of_run(each), at) for at, each in enumerate(runs) if each.example == example.value]
+        _offer(run, [(_of_run(each), at) for at, each in enumerate(runs) if each.example == example.value])
 
     def choose_run(_: Any) -> None:
         calls = () if run.value is None else runs[run.value].calls
-        call.options = [(_of_call(each), (run.value, at)) for at, each in enumerate(calls)]
+        _offer(call, [(_of_call(each), (run.value, at)) for at, each in enumerate(calls)])
 
     def choose_call(_: Any) -> None:
         if call.value is None:
@@ -46,7 +46,7 @@ def browser(runs: Sequence[Trajectory], groups: Sequence[Group] = (), tokenizer:
     for menu, chosen in ((example, choose_example), (run, choose_run), (call, choose_call)):
         menu.observe(chosen, names="value")
     choose_call(None)
-    example.options = list(dict.fromkeys(each.example for each in runs))
+    _offer(example, list(dict.fromkeys(each.example for each in runs)))
     return ipywidgets.VBox([example, run, call, view])
 
 
@@ -58,6 +58,13 @@ def browser_html(runs: Sequence[Trajectory], groups: Sequence[Group] = (), token
         inside = "".join(unfolding(_of_run(run), _calls(run, credit, tokenizer)) for run in mine)
         parts.append(unfolding(f"input {example}: {len(mine)} runs", Markup(inside)))
     return HTML("".join(parts) or "<p>No run was made.</p>")
+
+
+def _offer(menu: Dropdown, options: list) -> None:
+    """Set a menu's options and choose the first; by itself a menu that had none would choose none."""
+    menu.options = options
+    if options and menu.index is None:
+        menu.index = 0
 
 
 def _calls(run: Trajectory, credit: Credit, tokenizer: Any) -> Markup:

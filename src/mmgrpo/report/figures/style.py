@@ -76,8 +76,8 @@ def new(
         if smoke:
             figure.suptitle(names.SMOKE_STAMP, color="firebrick", fontweight="bold", fontsize=11)
         yield figure, axes
-        figure.draw_without_rendering()  # ticks take their style when first drawn
-        figure.set_layout_engine("none")  # laid out once, not again for each file
+        figure.get_layout_engine().execute(figure)  # here, as ticks take their style when first laid out,
+        figure.set_layout_engine("none")  # and once, not again for each file
 
 
 def legend(figure: Figure, handles: list) -> None:
