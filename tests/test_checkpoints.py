@@ -9,6 +9,8 @@ from tiny_policy import tiny_policy
 
 from mmgrpo import checkpoints
 
+pytestmark = pytest.mark.usefixtures("nothing_but_training")
+
 STEPS = {"steps": 6, "validate_every": 2}  # checkpoints after 2, 4 and 6, of which the trainer keeps two
 
 

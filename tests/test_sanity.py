@@ -12,6 +12,8 @@ from tiny_policy import fields, scripted_lm, tiny_policy
 
 from mmgrpo import rollout
 
+pytestmark = pytest.mark.usefixtures("nothing_but_training")
+
 DESCRIPTORS = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
 
 
