@@ -58,7 +58,7 @@ def test_one_budget_pays_for_prompts_and_weights_and_a_stopped_run_goes_on(tmp_p
 
     again = take_turns(tmp_path, score=never)
     assert (again.budget, again.curve, again.validation) == (done.budget, done.curve, done.validation)
-    with pytest.raises(UserError, match="prompts.json was made with other settings of MIPROv2"):
+    with pytest.raises(UserError, match="prompts.private.json was made with other settings of MIPROv2"):
         take_turns(tmp_path, trials=2)
 
 
@@ -67,7 +67,7 @@ def test_every_round_keeps_runs_for_the_prompts_of_the_next(tmp_path):
     runs = spent + 2 * STEP  # the least: one step a round
     done = take_turns(tmp_path / "second", runs=runs)
     assert done.budget == {"allowed": runs, "prompts": spent, "weights": 2 * STEP}
-    assert [json.loads((tmp_path / "second" / f"round-{n}" / "prompts.json").read_text())["runs"] for n in (0, 1)]
+    assert [json.loads((tmp_path / "second" / f"round-{n}" / "prompts.private.json").read_text())["runs"] for n in (0, 1)]
 
 
 def test_budget_that_prompts_use_up_is_refused(tmp_path):

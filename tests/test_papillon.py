@@ -14,6 +14,7 @@ from tiny_policy import fields, question, scripted_lm, tiny_policy
 
 from mmgrpo import paths, policy, profiles, prompt_optimization, rollout, tasks
 from mmgrpo.errors import UserError
+from mmgrpo.privacy import leaked
 from mmgrpo.settings import MIPROSettings, SplitSizes
 from mmgrpo.tasks import papillon
 from mmgrpo.tasks.papillon import embedded, judges, rows, untrusted
@@ -71,7 +72,7 @@ def test_embedded_rows_are_varied_private_and_short():
     assert len(examples) == 240 and len(embedded.scenarios()) == 24
     for row in examples:
         assert 20 <= len(row.user_query.split()) <= 60
-        assert judges.leaked(row.pii_units, row.user_query) == row.pii_units
+        assert leaked(row.pii_units, row.user_query) == row.pii_units
         assert len(row.pii_units) >= 3
         assert "{" not in row.user_query + row.target_response
     openings = {" ".join(row.user_query.split()[:3]) for row in examples}
@@ -264,8 +265,8 @@ def private_units(examples):
 def assert_heard_only_requests(heard, scripted, examples):
     assert heard.texts and set(heard.texts) <= scripted.requests
     units = private_units(examples)
-    assert not any(judges.leaked(units, text) for text in heard.texts)
-    assert judges.leaked(units, " ".join(scripted.prompts))  # the policy did see them
+    assert not any(leaked(units, text) for text in heard.texts)
+    assert leaked(units, " ".join(scripted.prompts))  # the policy did see them
 
 
 def test_mipro_tells_the_untrusted_model_nothing_else():
@@ -301,7 +302,7 @@ def test_gepa_tells_the_untrusted_model_nothing_else():
             program, trainset=list(splits.train), valset=list(splits.valid)
         )
     reflected = [prompt for prompt in scripted.prompts if "should mention" in prompt]
-    assert reflected and judges.leaked(private_units(splits.train), reflected[0])  # feedback goes to the policy
+    assert reflected and leaked(private_units(splits.train), reflected[0])  # feedback goes to the policy
     assert_heard_only_requests(heard, scripted, (*splits.train, *splits.valid))
 
 
@@ -457,7 +458,7 @@ def test_real_data_can_be_read_redacted_and_split_as_in_the_paper(monkeypatch):
     assert (splits.source, len(found)) == ("local", 432)
     assert len(rows.read(paths.local_data() / "pupa" / rows.HUB_FILE)) == 462
     for row in found.values():
-        assert row.pii_units and not judges.leaked(row.pii_units, papillon.oracle(row).llm_request)
+        assert row.pii_units and not leaked(row.pii_units, papillon.oracle(row).llm_request)
     assert found.keys().isdisjoint(row.user_query for row in rows.read(embedded.FILE))
     example = splits.test[0]
     assert local_task().metric(example, papillon.oracle(example)) > 0.99

@@ -6,8 +6,9 @@ import dspy
 import pytest
 
 from mmgrpo import paths
+from mmgrpo.privacy import leaked, redact
 from mmgrpo.tasks.papillon import judges, oracle, rows
-from mmgrpo.tasks.papillon.judges import Comparison, Overlap, Quality, leaked, redact
+from mmgrpo.tasks.papillon.judges import Comparison, Overlap, Quality
 
 EXAMPLES = rows.read(paths.DATA / "papillon" / "queries.csv")
 OTHER_FORM = (

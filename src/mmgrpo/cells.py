@@ -56,6 +56,11 @@ class Cell:
         return self.folder / "record.json"
 
     @property
+    def private_program(self) -> Path:
+        """The final program of a task with private text, whose demonstrations no record may have."""
+        return self.folder / "program.private.json"
+
+    @property
     def notebook(self) -> Path:
         return paths.NOTEBOOKS / NOTEBOOK_OF[self.strategy]
 

@@ -76,7 +76,7 @@ def fast_slow(
     for turn in range(settings.rounds):
         here = folder / f"round-{turn}"
         program, runs = _prompts(
-            program, here / "prompts.json", lm=lm, metric=metric, trainset=trainset, valset=valset,
+            program, here / "prompts.private.json", lm=lm, metric=metric, trainset=trainset, valset=valset,
             settings=mipro_settings.model_copy(update={"trials": settings.trials}), seed=seed + turn,
         )  # fmt: skip
         on_prompts += runs
@@ -119,7 +119,7 @@ def _prompts(program: dspy.Module, file: Path, *, settings: MIPROSettings, **how
         with dspy.context(callbacks=[*(dspy.settings.callbacks or []), counter]):
             found = mipro(program, settings=settings, **how).program
         found.set_lm(None)
-        write_json({"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file)
+        write_json({"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file, private=True)
     stored = json.loads(file.read_text(encoding="utf-8"))
     if stored["settings"] != settings.model_dump():
         raise UserError(f"{file} was made with other settings of MIPROv2: choose another folder, or delete this one.")

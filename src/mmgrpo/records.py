@@ -95,12 +95,17 @@ def read_all(folder: Path) -> list[Record]:
     return [read(file) for file in sorted(folder.glob("**/record.json"))]
 
 
-def write_json(content: Any, file: Path) -> Path:
-    """Write JSON to `file` by writing beside it and renaming; raises UserError where the disk is full."""
+def write_json(content: Any, file: Path, *, private: bool = False) -> Path:
+    """Write JSON to `file` by writing beside it and renaming; raises UserError where the disk is full.
+
+    `private`: its owner alone can read it.
+    """
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("w", encoding="utf-8") as stream:
+            if private:
+                os.chmod(beside, 0o600)
             json.dump(content, stream, ensure_ascii=False, allow_nan=False)
             stream.flush()
             os.fsync(stream.fileno())

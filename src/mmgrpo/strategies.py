@@ -8,6 +8,7 @@ judge's feedback, and fast_slow, MIPROv2 and module-level GRPO in turns under on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import dspy
@@ -120,9 +121,10 @@ def fast_slow(ready: Study) -> Trained:
 
 
 def optimized_program(ready: Study, record: Record) -> dspy.Module:
-    """The task's program with the instructions and demonstrations of a record."""
+    """The task's program with the instructions and demonstrations of a record, or of the private file beside it."""
+    (needed,) = ready.cell.needs
     program = ready.program.deepcopy()
-    program.load_state(record.program)
+    program.load_state(record.program or json.loads(needed.private_program.read_text(encoding="utf-8")))
     return program
 
 

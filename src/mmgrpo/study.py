@@ -110,7 +110,11 @@ def prepare(profile: str, task: str, model: str, strategy: str, seed: int) -> St
 
 
 def record_of(study: Study, trained: Trained, test: Sequence[Trajectory], watch: Stopwatch) -> Record:
-    """The record of a finished cell."""
+    """The record of a finished cell. Prompts of a task with private text go to a file that only its owner can read."""
+    program = _state(trained.program)
+    if study.task.private_units(study.splits):
+        records.write_json(program, study.cell.private_program, private=True)
+        program = {}
     return Record(
         task=study.cell.task,
         model=study.cell.model,
@@ -130,7 +134,7 @@ def record_of(study: Study, trained: Trained, test: Sequence[Trajectory], watch:
         seconds=dict(watch.seconds),
         tokens=dict(study.policy.engine.tokens),
         peak_memory_gb=_peak_memory_gb(),
-        program=_state(trained.program),
+        program=program,
         notes=trained.notes | {"cell": study.cell.fingerprint(), "spending": study.task.spending()},
     )
 

@@ -6,11 +6,12 @@ Whatever comes from a model or from data is escaped, so that a reply stays text;
 from mmgrpo.report.figures.style import shade
 from mmgrpo.show.browsing import browser, browser_html
 from mmgrpo.show.programs import answers, lesson, metric, program, prompt, settings
+from mmgrpo.show.protection import protect
 from mmgrpo.show.quietness import LOUD, quiet
 from mmgrpo.show.results import cells, losses, outcome, report
 from mmgrpo.show.runs import groups, toy_run, trajectory
 
 __all__ = [
     "LOUD", "answers", "browser", "browser_html", "cells", "groups", "lesson", "losses", "metric", "outcome", "program",
-    "prompt", "quiet", "report", "settings", "shade", "toy_run", "trajectory",
+    "prompt", "protect", "quiet", "report", "settings", "shade", "toy_run", "trajectory",
 ]  # fmt: skip

@@ -75,10 +75,16 @@ class Task:
     licence: str
     spending: Callable[[], dict[str, dict[str, float]]] = dict  # so far, by role: calls, tokens, dollars of paid APIs
     api: Api | None = None
+    private: Callable[[dspy.Example], Sequence[str]] = lambda example: ()  # texts of an example that few may see
 
     def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
         """The score alone, in [0, 1], as DSPy's optimizers want it."""
         return self.judge(example, prediction, trace).score
+
+    def private_units(self, splits: Splits) -> frozenset[str]:
+        """The private texts of all rows."""
+        rows = (*splits.train, *splits.valid, *splits.test)
+        return frozenset(unit for example in rows for unit in self.private(example))
 
 
 def names() -> list[str]:

@@ -11,6 +11,7 @@ from statistics import fmean
 import dspy
 from pydantic import Field
 
+from mmgrpo.privacy import redact
 from mmgrpo.settings import Settings
 from mmgrpo.tasks import Api, Judgement, Splits, Task
 from mmgrpo.tasks.papillon import judges
@@ -80,6 +81,7 @@ def task(options: Options) -> Task:
         citation="Li et al. 2025, PAPILLON: Privacy Preservation from Internet-based and Local Language Model Ensembles",
         licence="MIT (real rows), Apache-2.0 (embedded rows)",
         api=api(options),
+        private=lambda example: example.pii_units,
         spending=spending,
     )
 
@@ -96,5 +98,5 @@ def api(options: Options) -> Api | None:
 def oracle(example: dspy.Example) -> dspy.Prediction:
     """The query with every private unit taken out, and the target."""
     return dspy.Prediction(
-        llm_request=judges.redact(example.pii_units, example.user_query), response=example.target_response
+        llm_request=redact(example.pii_units, example.user_query), response=example.target_response
     )

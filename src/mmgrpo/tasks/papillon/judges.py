@@ -22,6 +22,7 @@ from functools import lru_cache
 import dspy
 from rouge_score import rouge_scorer
 
+from mmgrpo.privacy import CJK, leaked
 from mmgrpo.tasks import Judgement
 
 USEFUL = 0.25  # quality from which on `Overlap` pays the whole privacy half
@@ -43,8 +44,7 @@ Second response:
 
 Which response serves the user better? Answer with one word, First or Second."""
 
-_CJK = "\u2e80-\u9fff"  # written without spaces: each character counts as a word
-_WORD = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]+")
+_WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
 
 
 @dataclass(frozen=True)
@@ -138,20 +138,6 @@ class Overlap:
         return Quality(value, min(1.0, value / USEFUL), " ".join(feedback))
 
 
-def leaked(units: Sequence[str], text: str) -> list[str]:
-    """The units that stand in a text, whatever its case, accents, spacing and punctuation."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return [unit for unit in units if _pattern(unit).search(decomposed)]
-
-
-def redact(units: Sequence[str], text: str) -> str:
-    """The text with each unit replaced; `leaked` then finds none."""
-    text = unicodedata.normalize("NFKD", text)
-    for unit in sorted(units, key=len, reverse=True):  # a name before its parts
-        text = _pattern(unit).sub("[REDACTED]", text)
-    return unicodedata.normalize("NFKC", text)
-
-
 def words(text: str) -> list[str]:
     """Words in lower case, without accents and punctuation."""
     decomposed = unicodedata.normalize("NFKD", text)
@@ -171,15 +157,6 @@ class _Words:
 
 
 _SCORER = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-@lru_cache(maxsize=4096)
-def _pattern(unit: str) -> re.Pattern[str]:
-    """Finds the letters and digits of a unit in order, with anything but letters and digits between them."""
-    letters = [char for char in unicodedata.normalize("NFKD", unit) if char.isalnum()]
-    before = "" if re.match(f"[{_CJK}]", letters[0]) else r"(?<![^\W_])"
-    after = "" if re.match(f"[{_CJK}]", letters[-1]) else r"[\u0300-\u036f]*(?![^\W_])"
-    return re.compile(before + r"[\W_]*".join(map(re.escape, letters)) + after, re.IGNORECASE)
 
 
 def _between(value: float, low: float, high: float) -> float:

@@ -10,9 +10,10 @@ import dspy
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError
+from mmgrpo.privacy import leaked
 from mmgrpo.settings import SplitSizes
 from mmgrpo.tasks import SPLIT_SEED, Splits, cut
-from mmgrpo.tasks.papillon.judges import leaked, words
+from mmgrpo.tasks.papillon.judges import words
 
 HUB = "Columbia-NLP/PUPA"
 HUB_REVISION = "9981b49b6ced0033988a224b6712895ebf119294"
