@@ -84,7 +84,7 @@ class ApiModel:
         if not os.environ.get(self._variable):
             raise UserError(
                 f"{self._variable} is not set, and the task asks {name}: set it to your key (to any word for a "
-                f"server of your own that needs none), or name a model that runs here under the task's options in the profile."
+                f"server of your own that needs none), or name a model that runs here in the task's options."
             )
         place = {} if api_base is None else {"api_base": api_base}
         self._lm = _CountingLM(name, temperature=0.0, max_tokens=max_tokens, num_retries=RETRIES, **place)
