@@ -68,11 +68,12 @@ def ratios(comparisons: Sequence[Comparison]) -> Figure:
         plt.close(figure)
         for place, one in enumerate(chosen):
             axis.barh(place, one.ratio, height=0.4, color=_colour(one))
-            axis.annotate(f"{_short(one.ratio)}×", (one.ratio, place), (5, 0), textcoords="offset points", va="center")
             label = f"{one.what} · {one.peer_name}"
             axis.text(0.005, place - 0.26, label, transform=axis.get_yaxis_transform(), va="bottom", fontsize=7.5)
-            if one.target is not None:
-                bound = float(one.target.rsplit(" ", 1)[1])
+            bound = None if one.target is None else float(one.target.rsplit(" ", 1)[1])
+            end = max(one.ratio, bound or 0), place
+            axis.annotate(f"{_short(one.ratio)}×", end, (5, 0), textcoords="offset points", va="center")
+            if bound is not None:
                 axis.plot([bound, bound], [place - 0.25, place + 0.25], color="0.15", linewidth=1.6)
         axis.set_yticks([])
         axis.set_ylim(len(chosen) - 0.6, -0.8)
@@ -120,7 +121,7 @@ def _curve(axis: Axes, growing: str, members: list[Comparison]) -> None:
     axis.set_xlabel(growing.capitalize())
     axis.set_xticks(places)
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * max(one.ours for one in members))
     axis.grid(axis="y", color="0.9")
 
 
