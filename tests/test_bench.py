@@ -46,6 +46,8 @@ def measured(tmp_path_factory):
         patch.delenv("MMGRPO_DATA_DIR", raising=False)
         patch.setattr(training, "FULL", {"inputs": 1, "rollouts": 3, "runs": 1})
         without_vllm(patch)
+        splits = replace(shapes.banking()[0], labels=("top_up", "lost_card"))
+        patch.setattr(shapes, "banking", lambda: (splits, "two labels"))  # prompts a fifth as long
         bench.run(bench.chosen("", full=True), SETUP, folder)
     return folder, record.read(folder / "bench.json")
 
@@ -149,7 +151,8 @@ def test_prompts_of_one_module_list_77_labels_and_share_them():
     assert all(text.count(f"{verb}_{thing}") for text in texts for verb in shapes.VERBS for thing in shapes.OBJECTS)
     assert texts[0] == texts[1] != texts[2]
     tree = prefix_tree.build([row.prompt_ids for row in shape.rows])
-    assert len(tree) < 1.2 * len(shape.rows[0].prompt_ids)
+    one, other = len(shape.rows[0].prompt_ids), len(shape.rows[2].prompt_ids)
+    assert max(one, other) < len(tree) < one + other - 500  # the labels stand before the message too
 
 
 def test_real_labels_are_used_where_there_are_77(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from mmgrpo.bench.record import Comparison
 from mmgrpo.report import figures, names, writers
 
 MET, MISSED, FREE = 2, 3, 7  # places in seaborn's "colorblind" palette
-INCHES = (7.0, 0.42)  # width, and height of a bar
+INCHES = (6.0, 0.5)  # width, and height of a bar with its line of text
 PANEL = (2.4, 2.4)
 
 
@@ -67,18 +67,21 @@ def ratios(comparisons: Sequence[Comparison]) -> Figure:
         figure, axis = plt.subplots(figsize=(INCHES[0], INCHES[1] * len(chosen) + 1.2), layout="constrained")
         plt.close(figure)
         for place, one in enumerate(chosen):
-            axis.barh(place, one.ratio, height=0.6, color=_colour(one))
-            axis.annotate(f"{_short(one.ratio)}×", (one.ratio, place), (3, 0), textcoords="offset points", va="center")
-            if one.target is not None:
-                bound = float(one.target.rsplit(" ", 1)[1])
-                axis.plot([bound, bound], [place - 0.42, place + 0.42], color="0.15", linewidth=1.6)
-        axis.set_yticks(range(len(chosen)), [f"{one.what}\nvs {one.peer_name}" for one in chosen])
-        axis.invert_yaxis()
+            axis.barh(place, one.ratio, height=0.4, color=_colour(one))
+            label = f"{one.what} · {one.peer_name}"
+            axis.text(0.005, place - 0.26, label, transform=axis.get_yaxis_transform(), va="bottom", fontsize=7.5)
+            bound = None if one.target is None else float(one.target.rsplit(" ", 1)[1])
+            end = max(one.ratio, bound or 0), place
+            axis.annotate(f"{_short(one.ratio)}×", end, (5, 0), textcoords="offset points", va="center")
+            if bound is not None:
+                axis.plot([bound, bound], [place - 0.25, place + 0.25], color="0.15", linewidth=1.6)
+        axis.set_yticks([])
+        axis.set_ylim(len(chosen) - 0.6, -0.8)
         axis.set_xscale("log")
         axis.axvline(1, color="0.6", linewidth=0.8, zorder=0)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.margins(x=0.15)
+        axis.set_xlim(right=2 * max([1.0, *(one.ratio for one in chosen)]))
         axis.set_xlabel("Ratio")
         handles = [
             Patch(color=_palette(place), label=label)
@@ -118,7 +121,7 @@ def _curve(axis: Axes, growing: str, members: list[Comparison]) -> None:
     axis.set_xlabel(growing.capitalize())
     axis.set_xticks(places)
     axis.set_xlim(left=0)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.1 * max(one.ours for one in members))
     axis.grid(axis="y", color="0.9")
 
 

@@ -53,7 +53,7 @@ def banking() -> tuple[Splits, str]:
 
 
 def one_module(tokenizer, size: Size) -> Shape:
-    """Classification with 77 labels: all rows of an input share one prompt, all prompts share the list of labels."""
+    """Classification with 77 labels: all rows of an input share one prompt, all prompts share what stands before the message."""
     splits, source = banking()
     signature = banking77.program(splits).predictors()[0].signature
 
