@@ -200,6 +200,7 @@ def train_adapter(base: Path, target: Path, *, seed: int, batch: int, learning_r
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig
 
+    from mmgrpo.fused_lora import use_fused_lora
     from mmgrpo.policy import PROJECTIONS
     from mmgrpo.policy.merging import WEIGHTS
     from mmgrpo.tree_attention import use_tree_attention
@@ -231,8 +232,8 @@ def train_adapter(base: Path, target: Path, *, seed: int, batch: int, learning_r
         args=config,
         train_dataset=Dataset.from_list([lesson.as_row() for lesson in train]),
         processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(
-            r=16, lora_alpha=64, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM"
+        peft_config=use_fused_lora(
+            LoraConfig(r=16, lora_alpha=64, lora_dropout=0.0, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
         ),
     )
     checkpoints = Path(config.output_dir)

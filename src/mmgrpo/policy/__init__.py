@@ -12,6 +12,7 @@ import torch
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError, nearest
+from mmgrpo.fused_lora import use_fused_lora
 from mmgrpo.policy import embedded
 from mmgrpo.policy.lm import PolicyEngine, PolicyLM
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
@@ -77,9 +78,11 @@ class Policy:
         from peft import LoraConfig, get_peft_model
 
         s = self.settings
-        lora = LoraConfig(
-            r=s.lora_rank, lora_alpha=s.lora_alpha, lora_dropout=s.lora_dropout,
-            target_modules=list(PROJECTIONS), task_type="CAUSAL_LM",
+        lora = use_fused_lora(
+            LoraConfig(
+                r=s.lora_rank, lora_alpha=s.lora_alpha, lora_dropout=s.lora_dropout,
+                target_modules=list(PROJECTIONS), task_type="CAUSAL_LM",
+            )
         )  # fmt: skip
         if self._trainable is not None:
             self._base = self._trainable.unload()

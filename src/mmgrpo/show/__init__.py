@@ -10,8 +10,9 @@ from mmgrpo.show.protection import protect
 from mmgrpo.show.quietness import LOUD, quiet
 from mmgrpo.show.results import cells, losses, outcome, report
 from mmgrpo.show.runs import groups, toy_run, trajectory
+from mmgrpo.show.tasks import headroom, lengths, rows
 
 __all__ = [
-    "LOUD", "answers", "browser", "browser_html", "cells", "groups", "lesson", "losses", "metric", "outcome", "program",
-    "prompt", "protect", "quiet", "report", "settings", "shade", "toy_run", "trajectory",
+    "LOUD", "answers", "browser", "browser_html", "cells", "groups", "headroom", "lengths", "lesson", "losses", "metric",
+    "outcome", "program", "prompt", "protect", "quiet", "report", "rows", "settings", "shade", "toy_run", "trajectory",
 ]  # fmt: skip
