@@ -49,7 +49,7 @@ def test_composition_needs_prompt_optimization_of_the_same_seed():
 
 
 def test_every_strategy_is_known_wherever_strategies_are_listed():
-    assert set(cells.NOTEBOOK_OF) == set(strategies.STRATEGIES) == set(grid.GUESS_SECONDS) == set(names.STRATEGIES)
+    assert set(cells.NOTEBOOK_OF) == set(strategies.STRATEGIES) == set(names.STRATEGIES)
 
 
 def test_every_cell_has_a_folder_and_a_name_of_its_own():

@@ -43,7 +43,7 @@ def call(monkeypatch, capsys):
         (["report", "--profile", "smokee"], "did you mean 'smoke'?"),
         (
             ["grid", "--profile", "smoke", "--tasks", "banking"],
-            "has no task 'banking'; allowed: all, banking77, papillon, hover; did you mean",
+            "has no task 'banking'; allowed: all, banking77, hover, papillon; did you mean",
         ),
         (["grid", "--profile", "smoke", "--tasks", ""], "mmgrpo: No task was named; allowed: all, banking77"),
     ],

@@ -39,7 +39,7 @@ def test_curve_has_a_row_a_step_and_missing_keys_are_missing():
 
 
 def test_validation_by_step_and_by_trial_share_a_frame():
-    frame = frames.validation([record(validation=({"step": 8, "score": 0.5}, {"trial": 1, "score": 0.25}))])
+    frame = frames.validation([record(validation=({"step": 8, "score": 0.5}, {"step": 1, "score": 0.25}))])
     assert frame["step"].isna().tolist() == [False, True]
     assert frame["score"].tolist() == [0.5, 0.25]
 

@@ -78,7 +78,7 @@ class Cell:
             profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
             profile.grpo_for(self.task, self.model).model_dump(), profile.sampling_for(self.model).model_dump(),
             profile.mipro.model_dump(), profile.gepa.model_dump(), profile.fast_slow.model_dump(),
-            library_hash(), code_hash(self.notebook), str(paths.local_data()),
+            library_hash(), code_hash(self.notebook), local_files(),
             [cell.fingerprint() for cell in self.needs],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -104,8 +104,8 @@ def expand(profile: Profile, only_tasks: Sequence[str]) -> list[Cell]:
     todo = []
     for task in only_tasks:
         for model in profile.models:
-            strategies = sorted(profile.strategies, key=list(NOTEBOOK_OF).index)
-            checked = [cell(profile.name, task, model, strategy, profile.seeds[0]) for strategy in strategies]
+            checked = [cell(profile.name, task, model, each, profile.seeds[0]) for each in profile.strategies]
+            checked.sort(key=lambda one: list(NOTEBOOK_OF).index(one.strategy))
             todo += [replace(one, seed=seed) for seed in profile.seeds for one in checked]
     return todo
 
@@ -130,11 +130,18 @@ def library_hash() -> str:
     """Hash of the library's files, its embedded data and adapter."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    files = [f for f in package.glob("**/*.py") if "report" not in f.parts]
-    files += [*paths.DATA.glob("**/*.csv"), *paths.DATA.glob("**/*.safetensors")]
+    files = [f for f in package.glob("**/*.py") if "report" not in f.relative_to(package).parts]
+    files += [f for kind in ("csv", "json", "yaml", "safetensors") for f in paths.DATA.glob(f"*/**/*.{kind}")]
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def local_files() -> list[tuple[str, int, int]]:
+    """Name, size and time of the files below MMGRPO_DATA_DIR: another version of them is other data."""
+    folder = paths.local_data()
+    files = [] if folder is None else sorted(file for file in folder.rglob("*") if file.is_file())
+    return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def code_hash(notebook: Path) -> str:

@@ -105,6 +105,8 @@ class _Schedule:
             elif not lacking and len(self.running) < self.place.slots:
                 self.progress.begin(cell.name, self.found.expected(cell)[0], self.left())
                 self.waiting.remove(cell)
+                if cell.record.exists():  # outdated: were it left, the report would show it where the cell fails
+                    os.replace(cell.record, cell.record.with_suffix(".outdated"))
                 self.running[self.place.submit(cell)] = cell
 
     def _end(self, cell: Cell, future: Future[None]) -> None:

@@ -14,17 +14,17 @@ POSTTRAINED_ADAPTER = DATA / "posttraining" / "adapter"
 
 def cache() -> Path:
     """Folder for models and downloads; `MMGRPO_CACHE_DIR` moves it."""
-    return Path(os.environ.get("MMGRPO_CACHE_DIR", "~/.cache/mmgrpo")).expanduser()
+    return _folder("MMGRPO_CACHE_DIR", "~/.cache/mmgrpo")
 
 
 def results() -> Path:
     """Folder for records, checkpoints and executed notebooks; `MMGRPO_RESULTS_DIR` moves it."""
-    return Path(os.environ.get("MMGRPO_RESULTS_DIR", PROJECT / "results")).expanduser().resolve()
+    return _folder("MMGRPO_RESULTS_DIR", "results")
 
 
 def figures() -> Path:
     """Folder for tables and figures; `MMGRPO_FIGURES_DIR` moves it."""
-    return Path(os.environ.get("MMGRPO_FIGURES_DIR", PROJECT / "figures")).expanduser().resolve()
+    return _folder("MMGRPO_FIGURES_DIR", "figures")
 
 
 def servers() -> list[str]:
@@ -34,5 +34,9 @@ def servers() -> list[str]:
 
 def local_data() -> Path | None:
     """Folder with the tasks' public files (`MMGRPO_DATA_DIR`), or None where it isn't set."""
-    folder = os.environ.get("MMGRPO_DATA_DIR")
-    return Path(folder).expanduser().resolve() if folder else None
+    return _folder("MMGRPO_DATA_DIR") if os.environ.get("MMGRPO_DATA_DIR") else None
+
+
+def _folder(variable: str, default: str = "") -> Path:
+    """The folder that a variable names. Relative to the project: notebooks run elsewhere than `make` does."""
+    return (PROJECT / Path(os.environ.get(variable) or default).expanduser()).resolve()

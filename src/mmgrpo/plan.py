@@ -60,7 +60,7 @@ class Survey:
 
     finished: set[Cell] = field(default_factory=set)
     damaged: dict[Cell, str] = field(default_factory=dict)  # with the sentence that says why
-    seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)  # by profile, model and strategy
+    seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)  # by profile, task, model and strategy
     unmeasured: dict[tuple[str, ...], tuple[float, str]] = field(default_factory=dict)  # likewise, and by task
 
     def add(self, cell: Cell) -> None:
@@ -82,7 +82,7 @@ class Survey:
         measured = self.seconds.get(_kind(cell))
         if measured:
             return sum(measured) / len(measured), "measured"
-        kind = (*_kind(cell), cell.task)
+        kind = _kind(cell)
         if kind not in self.unmeasured:
             self.unmeasured[kind] = unmeasured(cell)
         return self.unmeasured[kind]
@@ -195,13 +195,15 @@ def missing(todo: Sequence[Cell]) -> list[str]:
                 )
     for name in dict.fromkeys(cell.task for cell in todo):
         task = profiles.load(todo[0].profile).tasks[name]
-        api = tasks.get(name, task.options).api
+        what = tasks.get(name, task.options)
+        source, api = "local" if paths.local_data() is not None else task.splits.source, what.api
+        if (reason := what.lacking(source)) is not None:
+            lacks.append(reason)
         if api is not None and not os.environ.get(api.key):
             lacks.append(f"{name} asks a paid API whose key is not in the environment: set {api.key}.")
-        folder = paths.local_data()
-        if folder is not None and not (folder / name).is_dir():
-            lacks.append(f"MMGRPO_DATA_DIR has no folder {name}: see data/README.md, or unset it.")
-        elif folder is None and task.splits.source == "hub" and offline:
+        if source == "local" and not (paths.local_data() / (what.folder or name)).is_dir():
+            lacks.append(f"MMGRPO_DATA_DIR has no folder {what.folder or name}: see data/README.md, or unset it.")
+        elif source == "hub" and offline:
             lacks.append(
                 f"{name} takes its rows from the hub and HF_HUB_OFFLINE is set: unset it, or set MMGRPO_DATA_DIR."
             )
@@ -233,4 +235,4 @@ def _is_cached(model: str) -> bool:
 
 
 def _kind(cell: Cell) -> tuple[str, ...]:
-    return cell.profile, cell.model, cell.strategy
+    return cell.profile, cell.task, cell.model, cell.strategy

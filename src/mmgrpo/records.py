@@ -47,7 +47,7 @@ class Record:
     machine: dict[str, Any]  # cpu, cores, gpu, precision
     scores: tuple[Score, ...]  # the test split, in its order
     curve: tuple[dict[str, float], ...]  # one entry a GRPO step: step, reward, and what the trainer logs
-    validation: tuple[dict[str, float], ...]  # step, score; or trial, score for prompt optimization
+    validation: tuple[dict[str, float], ...]  # step (or trial, for prompt optimization), score
     seconds: dict[str, float]  # by stage: optimize, evaluate
     tokens: dict[str, int]  # prompt, prefilled, completion, trained
     peak_memory_gb: float

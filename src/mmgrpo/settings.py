@@ -55,7 +55,7 @@ class GRPOSettings(Settings):
     padding: Literal["fill", "truncate", "ragged"] = "fill"
     objective: Literal["grpo", "cispo"] = "grpo"
     scale: Literal["group", "batch", "none"] = "group"  # what the advantage is divided by the deviation of
-    epsilon: float = Field(0.2, gt=0)  # clip of the update; not in our notes of the paper, TRL's default
+    epsilon: float = Field(0.2, gt=0)  # clip of the update; the paper's value is unknown to us; TRL's default
     epsilon_high: float = Field(5.0, gt=0)  # CISPO's cap of the importance weight; our choice
     importance_cap: float | None = Field(None, gt=0)  # of p_trainer / p_sampler as weight of a token; None: off
     beta: float = Field(0.01, ge=0)  # weight of the KL term

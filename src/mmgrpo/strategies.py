@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import dspy
 
 from mmgrpo import records, study
+from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 from mmgrpo.fast_slow import fast_slow as interleave
 from mmgrpo.optimizer import MMGRPO
@@ -32,13 +34,16 @@ def run(ready: Study) -> Record:
     done = study.finished(ready.cell)
     if done is not None:
         return done
-    ready.policy.engine.tokens.clear()  # what a notebook sampled to show something is not the strategy's
+    # What a notebook sampled to show something is not the strategy's.
+    ready.policy.engine.tokens.clear()
+    before = ready.task.spending()
     watch = Stopwatch()
     with watch.stage("optimize"):
         trained = STRATEGIES[ready.cell.strategy](ready)
     with watch.stage("evaluate"):
         test = ready.evaluate(trained.program, ready.splits.test, "test")
-    record = study.record_of(ready, trained, test, watch)
+    spent = study.spent(before, ready.task.spending())
+    record = study.record_of(ready, replace(trained, notes=trained.notes | {"spending": spent}), test, watch)
     records.write(record, ready.cell.record)
     return record
 
@@ -122,10 +127,17 @@ def fast_slow(ready: Study) -> Trained:
 
 def optimized_program(ready: Study, record: Record) -> dspy.Module:
     """The task's program with the instructions and demonstrations of a record, or of the private file beside it."""
-    (needed,) = ready.cell.needs
     program = ready.program.deepcopy()
-    program.load_state(record.program or json.loads(needed.private_program.read_text(encoding="utf-8")))
+    program.load_state(record.program or _private_program(replace(ready.cell, strategy=record.strategy)))
     return program
+
+
+def _private_program(cell: Cell) -> dict:
+    if not cell.private_program.exists():
+        raise UserError(
+            f"The prompts of {cell.name} are private and not at {cell.private_program}: delete its record and run it again."
+        )
+    return json.loads(cell.private_program.read_text(encoding="utf-8"))
 
 
 def _grpo(ready: Study, program: dspy.Module, level: Level) -> Trained:

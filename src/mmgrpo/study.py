@@ -135,7 +135,7 @@ def record_of(study: Study, trained: Trained, test: Sequence[Trajectory], watch:
         tokens=dict(study.policy.engine.tokens),
         peak_memory_gb=_peak_memory_gb(),
         program=program,
-        notes=trained.notes | {"cell": study.cell.fingerprint(), "spending": study.task.spending()},
+        notes=trained.notes | {"cell": study.cell.fingerprint()},
     )
 
 
@@ -144,6 +144,14 @@ def _state(program: dspy.Module) -> dict[str, Any]:
     bare = program.deepcopy()
     bare.set_lm(None)
     return bare.dump_state()
+
+
+def spent(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What paid APIs cost in between, by role: calls, tokens, dollars."""
+    return {
+        role: {name: total - before.get(role, {}).get(name, 0) for name, total in totals.items()}
+        for role, totals in now.items()
+    }
 
 
 def finished(cell: Cell) -> Record | None:

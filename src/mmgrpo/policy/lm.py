@@ -14,8 +14,8 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from dspy.lm15 import ContextLengthError, Message, Request, Response, TextPart, Usage
 
 from mmgrpo.errors import UserError
+from mmgrpo.hashing import sha256_of
 from mmgrpo.policy.batcher import Batcher
-from mmgrpo.policy.embedded import sha256
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
 from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
@@ -136,7 +136,7 @@ class PolicyLM(dspy.LM):
 
     def __init__(self, policy, weights: Path | None = None, adapter: str = "default", **sampling):
         folder = None if weights is None else adapter_folder(weights, adapter)
-        tag = "" if folder is None else f"@{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        tag = "" if folder is None else f"@{hashlib.sha256_of(str(folder).encode()).hexdigest()[:8]}"
         # A cache would not know which weights answered, and a retry would sample a reply that nothing recorded.
         super().__init__(
             model=f"local/{policy.name}{tag}", engine=policy.engine, cache=False, num_retries=0, **sampling
@@ -157,7 +157,7 @@ class PolicyLM(dspy.LM):
         if self.weights is None:
             return state
         file = adapter_folder(self.weights, self.adapter) / WEIGHTS
-        return state | {"weights": str(self.weights.resolve()), "adapter": self.adapter, "sha256": sha256(file)}
+        return state | {"weights": str(self.weights.resolve()), "adapter": self.adapter, "sha256": sha256_of(file)}
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> PolicyLM:
@@ -176,7 +176,7 @@ class PolicyLM(dspy.LM):
             return cls(current.policy, **state["sampling"])
         weights = Path(state["weights"])
         file = adapter_folder(weights, state["adapter"]) / WEIGHTS
-        if not file.exists() or sha256(file) != state["sha256"]:
+        if not file.exists() or sha256_of(file) != state["sha256"]:
             raise UserError(
                 f"{file} is missing, or another adapter than this program was saved with: put that one back, or train again."
             )

@@ -22,7 +22,10 @@ def load(name: str) -> Profile:
     """Read the profile `name`; raises UserError for an unknown name, key or value."""
     if name not in names():
         raise UserError(f"Unknown profile {name!r}; {nearest(name, names())}.")
-    return parse(paths.PROFILES / f"{name}.yaml")
+    profile = parse(paths.PROFILES / f"{name}.yaml")
+    if profile.name != name:
+        raise UserError(f"{name}.yaml says `name: {profile.name}`: write `name: {name}` there.")
+    return profile
 
 
 def parse(file: Path) -> Profile:

@@ -107,8 +107,8 @@ def curve(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def validation(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a validation of a run: `step` (GRPO) or `trial` (prompt optimization), and score in [0, 1]."""
-    return _entries(records, "validation", ["step", "trial", "score"])
+    """One row a validation of a run: `step` (of GRPO, or trial of a prompt optimization), and score in [0, 1]."""
+    return _entries(records, "validation", ["step", "score"])
 
 
 def cells(records: Sequence[Record]) -> dict[tuple[str, str, str], Cell]:

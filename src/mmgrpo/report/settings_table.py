@@ -15,7 +15,7 @@ DISPLAY = {"task": names.task, "model": names.model, "strategy": names.strategy,
 CAPTION = (
     "Settings of the runs, as their records have them. A setting with several values has a row for each, with the runs "
     "that used it; settings that only some strategies have are shown with those. The last column is the paper's value "
-    "where our notes have it."
+    "where it is known to us."
 )
 
 

@@ -19,9 +19,10 @@ SMOOTHING = (3, 25)  # shortest and longest rolling mean of a training curve, in
 
 def learning_curves(records: Sequence[Record]) -> Figure | None:
     """Training reward and validation score by step, one column a task; None where no run was trained."""
-    curve, validation = frames.curve(records), frames.validation(records).dropna(subset=["step", "score"])
+    curve, validation = frames.curve(records), frames.validation(records)
     if curve.empty:
         return None
+    validation = validation[validation["strategy"].isin(curve["strategy"])]  # prompt optimization has trials, no steps
     validation = validation.assign(score=100 * validation["score"])
     tasks, strategies = names.ordered(curve["task"], names.TASKS), names.ordered(curve["strategy"], names.STRATEGIES)
     models = names.ordered(curve["model"], names.MODELS)

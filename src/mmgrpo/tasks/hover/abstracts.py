@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError
-from mmgrpo.tasks.hover.fetching import check_hash, fetch, sha256_of
+from mmgrpo.hashing import check_hash, sha256_of
+from mmgrpo.tasks.hover.fetching import fetch
 from mmgrpo.tasks.hover.retrievers import BM25
 
 ARCHIVE = "wiki.abstracts.2017.tar.gz"
@@ -31,7 +32,7 @@ def retriever(sha256: str | None) -> BM25:
         return BM25.load(_folder(sha256))
     archive = _archive(sha256)
     if sha256 is not None:
-        check_hash(archive, sha256)
+        check_hash(archive, sha256, f"delete {archive} and run the same command again")
     folder = _folder(sha256 or sha256_of(archive))
     if not folder.is_dir():
         _build(archive, folder)
@@ -53,23 +54,29 @@ def passages(archive: Path) -> Iterator[str]:
         ) from None
 
 
-def _archive(sha256: str | None) -> Path:
-    local = paths.local_data()
-    if local is not None and (local / "hover" / ARCHIVE).is_file():
-        return local / "hover" / ARCHIVE
-    cached = paths.cache() / ARCHIVE
-    if cached.is_file() and sha256 is not None:
-        return cached
-    if sha256 is None:
-        raise UserError(
-            f"The Wikipedia abstracts are not at hand and have no pinned hash: put {URL} below MMGRPO_DATA_DIR as "
-            f"hover/{ARCHIVE}, or set the task's option abstracts_sha256 to that file's SHA256, which its page on the hub shows."
-        )
-    print(
-        f"Fetching {URL} (about 500 MB) and indexing 5 million pages: once, about 5 GB below {paths.cache()}, "
-        "several minutes each, with several GB of memory.",
-        flush=True,
+def lacking(sha256: str | None) -> str | None:
+    """Why the abstracts can't be had, in a sentence; None where they can."""
+    if sha256 is not None or _local() is not None:
+        return None
+    return (
+        f"The Wikipedia abstracts are not at hand and have no pinned hash: put {URL} below MMGRPO_DATA_DIR as "
+        f"hover/{ARCHIVE}, or set the task's option abstracts_sha256 to that file's SHA256, which its page on the hub shows."
     )
+
+
+def _local() -> Path | None:
+    folder = paths.local_data()
+    return folder / "hover" / ARCHIVE if folder is not None and (folder / "hover" / ARCHIVE).is_file() else None
+
+
+def _archive(sha256: str | None) -> Path:
+    reason = lacking(sha256)
+    if reason is not None:
+        raise UserError(reason)
+    cached = paths.cache() / ARCHIVE
+    if _local() is not None or cached.is_file():
+        return _local() or cached
+    print(f"Fetching {URL} (about 500 MB, several minutes).", flush=True)
     return fetch(URL, cached, sha256)
 
 
@@ -78,6 +85,10 @@ def _folder(sha256: str) -> Path:
 
 
 def _build(archive: Path, folder: Path) -> None:
+    print(
+        f"Indexing 5 million pages: once, several minutes with several GB of memory, about 5 GB below {folder.parent}.",
+        flush=True,
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "index"

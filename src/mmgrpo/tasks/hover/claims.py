@@ -15,7 +15,8 @@ from mmgrpo.errors import UserError
 from mmgrpo.settings import SplitSizes
 from mmgrpo.tasks import SPLIT_SEED, Splits, cut
 from mmgrpo.tasks.hover import encyclopedia
-from mmgrpo.tasks.hover.fetching import check_hash, fetch
+from mmgrpo.hashing import check_hash
+from mmgrpo.tasks.hover.fetching import fetch
 
 # The hub's repository hover-nlp/hover holds a loading script, which `datasets` no longer runs; the script reads this file.
 TRAIN, DEV = "hover_train_release_v1.1.json", "hover_dev_release_v1.1.json"
@@ -62,7 +63,7 @@ def _hub_file() -> Path:
     file = paths.cache() / TRAIN
     if not file.is_file():
         return fetch(TRAIN_URL, file, TRAIN_SHA256)
-    check_hash(file, TRAIN_SHA256)
+    check_hash(file, TRAIN_SHA256, f"delete {file} and run the same command again")
     return file
 
 

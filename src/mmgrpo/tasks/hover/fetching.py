@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from mmgrpo.errors import UserError
+from mmgrpo.hashing import check_hash
 
 TIMEOUT = 60  # seconds without a byte
 
@@ -31,21 +31,6 @@ def fetch(url: str, target: Path, sha256: str) -> Path:
             raise UserError(
                 f"{url} could not be fetched ({error}): check the network and run the same command again."
             ) from None
-        check_hash(part, sha256)
+        check_hash(part, sha256, "run the same command again")
         part.replace(target)
     return target
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def check_hash(file: Path, expected: str) -> None:
-    """Raise UserError unless `file` has the sha256 `expected`."""
-    found = sha256_of(file)
-    if found != expected:
-        raise UserError(
-            f"{file.name} has sha256 {found}, expected {expected}: the file is cut short or not the pinned one. "
-            "Delete it where it was kept and run the same command again."
-        )

@@ -82,6 +82,7 @@ def task(options: Options) -> Task:
         "NAACL 2025",
         licence="MIT (real rows), Apache-2.0 (embedded rows)",
         api=api(options),
+        folder="pupa",
         private=lambda example: example.pii_units,
         spending=spending,
     )
