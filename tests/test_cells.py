@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from mmgrpo import cells, grid, paths, profiles, strategies
+from mmgrpo import cells, paths, profiles, strategies
 from mmgrpo.errors import UserError
 from mmgrpo.report import names
 

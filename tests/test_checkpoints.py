@@ -4,8 +4,8 @@ import random
 import shutil
 
 import pytest
-from training_setup import compile_, optimizer, same, weights
 from tiny_policy import tiny_policy
+from training_setup import compile_, optimizer, same, weights
 
 from mmgrpo import checkpoints
 

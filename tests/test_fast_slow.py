@@ -51,7 +51,8 @@ def test_one_budget_pays_for_prompts_and_weights_and_a_stopped_run_goes_on(tmp_p
     assert done.budget["prompts"] + done.budget["weights"] <= done.budget["allowed"]
     assert [entry["step"] for entry in done.curve] == list(range(1, len(done.curve) + 1))
     assert len(done.curve) == done.budget["weights"] / STEP
-    assert done.program.reply.lm.weights == done.adapter == tmp_path / "round-1" / "best"
+    assert done.program.reply.lm.weights == done.adapter
+    assert done.adapter.parent == tmp_path / "round-1"
 
     def never(example, prediction, trace=None):
         raise AssertionError("a finished round was run again")
@@ -67,7 +68,9 @@ def test_every_round_keeps_runs_for_the_prompts_of_the_next(tmp_path):
     runs = spent + 2 * STEP  # the least: one step a round
     done = take_turns(tmp_path / "second", runs=runs)
     assert done.budget == {"allowed": runs, "prompts": spent, "weights": 2 * STEP}
-    assert [json.loads((tmp_path / "second" / f"round-{n}" / "prompts.private.json").read_text())["runs"] for n in (0, 1)]
+    assert [
+        json.loads((tmp_path / "second" / f"round-{n}" / "prompts.private.json").read_text())["runs"] for n in (0, 1)
+    ]
 
 
 def test_budget_that_prompts_use_up_is_refused(tmp_path):

@@ -17,7 +17,7 @@ from mmgrpo.errors import UserError
 from mmgrpo.privacy import leaked
 from mmgrpo.settings import MIPROSettings, SplitSizes
 from mmgrpo.tasks import papillon
-from mmgrpo.tasks.papillon import embedded, judges, rows, untrusted
+from mmgrpo.tasks.papillon import embedded, rows, untrusted
 from mmgrpo.tasks.papillon.program import Papillon
 
 REAL = os.environ.get("MMGRPO_DATA_DIR")

@@ -110,7 +110,7 @@ def test_calls_of_a_paid_api_are_counted_by_hand(monkeypatch):
 
 def test_what_is_missing_is_said(monkeypatch):
     said = plan.missing(expand("paper"))
-    assert any(f"{QWEN} needs 2 GPU of 80 GB as the paper runs it; torch sees 0 here." == line for line in said)
+    assert any(f"{QWEN} needs 1 GPU of 80 GB; torch sees 0 here." == line for line in said)
     assert any(line.startswith(f"{LLAMA} is gated") for line in said)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = plan.missing(expand("paper"))

@@ -63,7 +63,10 @@ def test_nothing_that_a_run_writes_has_private_text_but_the_owners_program(tmp_p
 
 def test_text_is_blacked_out_and_markup_is_not():
     shown = '<td class="may 5">Ann O&#x27;Neil, 5 May</td>'
-    assert privacy.black_out(["Ann O'Neil", "5 May", "may"], shown) == f'<td class="may 5">{privacy.BLACK}, {privacy.BLACK}</td>'
+    assert (
+        privacy.black_out(["Ann O'Neil", "5 May", "may"], shown)
+        == f'<td class="may 5">{privacy.BLACK}, {privacy.BLACK}</td>'
+    )
 
 
 def test_a_protected_notebook_displays_no_private_text(monkeypatch):

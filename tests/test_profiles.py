@@ -28,10 +28,11 @@ def test_profile_can_be_read_and_run(file):
     assert set(profile.models) <= set(models())
     assert set(profile.strategies) <= set(NOTEBOOK_OF)
     for task in profile.tasks:
-        tasks.get(task)
+        tasks.get(task, profile.tasks[task].options)
         profile.policy_for(task)
         for model in profile.models:
-            profile.grpo_for(task, model)
+            for strategy in profile.strategies:
+                profile.grpo_for(task, model, strategy)
             profile.sampling_for(model)
     assert set(profile.models_grpo) | set(profile.models_sampling) <= set(profile.models)
 
@@ -71,7 +72,7 @@ def test_paper_profile_has_the_papers_settings():
     assert paper.models == (QWEN, LLAMA)
     assert len(paper.seeds) == 3
     for model, beta, norm in ((QWEN, 0.01, 0.1), (LLAMA, 0.04, 0.5)):
-        grpo = paper.grpo_for("banking77", model)
+        grpo = paper.grpo_for("banking77", model, "module_grpo")
         assert (grpo.steps, grpo.inputs, grpo.rollouts, grpo.group_size) == (750, 4, 12, 12)
         assert (grpo.learning_rate, grpo.beta, grpo.max_grad_norm) == (1e-5, beta, norm)
         assert (grpo.padding, grpo.objective, grpo.scale, grpo.adapters) == ("fill", "grpo", "group", "shared")
@@ -101,8 +102,8 @@ def test_what_a_model_or_task_changes_wins_over_the_profile():
     paper = profiles.load("paper")
     task = paper.tasks["banking77"].model_copy(update={"grpo": {"beta": 0.5}, "max_tokens": 99})
     mine = paper.model_copy(update={"tasks": {"banking77": task}})
-    assert mine.grpo_for("banking77", LLAMA).beta == 0.5
-    assert mine.grpo_for("banking77", LLAMA).max_grad_norm == 0.5
+    assert mine.grpo_for("banking77", LLAMA, "module_grpo").beta == 0.5
+    assert mine.grpo_for("banking77", LLAMA, "module_grpo").max_grad_norm == 0.5
     assert (mine.policy_for("banking77").max_tokens, mine.policy_for("banking77").context) == (99, 8192)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import dspy
 import pytest
-from training_setup import VALID, compile_, optimizer
 from tiny_policy import fields, scripted_lm, tiny_policy
+from training_setup import VALID, compile_, optimizer
 
 from mmgrpo import rollout
 

@@ -10,6 +10,7 @@ import warnings
 import dspy
 import pytest
 from matplotlib.figure import Figure
+from record_factory import curve, record
 
 from mmgrpo import cells, profiles, show, tasks
 from mmgrpo.grouping import Group, Member, module_groups, trajectory_groups
@@ -17,7 +18,6 @@ from mmgrpo.posttraining import Lesson
 from mmgrpo.report import figures, tables
 from mmgrpo.settings import SplitSizes
 from mmgrpo.study import Study
-from record_factory import curve, record
 
 EVIL = "<script>alert(1)</script>"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"

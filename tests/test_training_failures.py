@@ -66,7 +66,7 @@ def test_step_without_a_group_between_others_moves_nothing(tmp_path):
     policy = tiny_policy()
     compile_(policy, optimizer(lambda *args: next(steps)(*args), steps=3, validate_every=1, folder=tmp_path))
     stored = [load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 3)]
-    before = load_file(tmp_path / "best" / "adapter_model.safetensors")
+    before = load_file(tmp_path / "best-3" / "adapter_model.safetensors")
     assert same(before, stored[1]) and not same(*stored)
 
 

@@ -33,7 +33,7 @@ def noise(example, prediction, trace=None):
 def optimizer(metric=noise, *, level="module", seed=0, folder=None, **settings):
     chosen = {
         "steps": 2, "inputs": 2, "rollouts": 3, "group_size": 3, "learning_rate": 1e-2, "warmup_steps": 0,
-        "beta": 0.0, "validate_every": 2, "max_grad_norm": 1.0,
+        "beta": 0.0, "validate_every": 2, "save_every": settings.get("validate_every", 2), "max_grad_norm": 1.0,
     }  # fmt: skip
     return MMGRPO(
         metric, level=level, settings=GRPOSettings(**chosen | settings), sampling=SamplingSettings(temperature=1.0),

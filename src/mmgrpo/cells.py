@@ -22,6 +22,9 @@ NOTEBOOK_OF = {
     "gepa": "09_gepa.ipynb",
     "fast_slow": "10_fast_slow.ipynb",
 }
+AROUND = (  # what no number of a record depends on
+    "__main__", "bench", "cluster", "grid", "local", "lock", "notebook_run", "plan", "progress", "report", "show",
+)  # fmt: skip
 NEEDS = {"composition": ("prompt_optimization",)}  # strategies whose record another one starts from
 
 
@@ -76,7 +79,7 @@ class Cell:
         parts = [
             self.task, self.model, self.strategy, self.seed,
             profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
-            profile.grpo_for(self.task, self.model).model_dump(), profile.sampling_for(self.model).model_dump(),
+            profile.grpo_for(self.task, self.model, self.strategy).model_dump(), profile.sampling_for(self.model).model_dump(),
             profile.mipro.model_dump(), profile.gepa.model_dump(), profile.fast_slow.model_dump(),
             library_hash(), code_hash(self.notebook), local_files(),
             [cell.fingerprint() for cell in self.needs],
@@ -130,7 +133,7 @@ def library_hash() -> str:
     """Hash of the library's files, its embedded data and adapter."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    files = [f for f in package.glob("**/*.py") if "report" not in f.relative_to(package).parts]
+    files = [f for f in package.glob("**/*.py") if f.relative_to(package).parts[0].removesuffix(".py") not in AROUND]
     files += [f for kind in ("csv", "json", "yaml", "safetensors") for f in paths.DATA.glob(f"*/**/*.{kind}")]
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())

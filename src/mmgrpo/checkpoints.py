@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from mmgrpo import distributed
 from mmgrpo.records import write_json
 
 MANIFEST = "manifest.json"
@@ -24,7 +25,13 @@ def last_good(folder: Path) -> Path | None:
 
     They must go: the trainer would count them among the two that it keeps, and delete whole ones for them.
     """
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+    distributed.wait()
+    found = _last_good(folder) if distributed.is_first() else None
+    return distributed.all_of([found])[0]
+
+
+def _last_good(folder: Path) -> Path | None:
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_whole(checkpoint):
             return checkpoint
         print(
@@ -47,10 +54,14 @@ class Seal(TrainerCallback):
     """Seals each checkpoint that the trainer writes; the one before stays until the trainer writes the next."""
 
     def on_save(self, args, state, control, **kwargs):
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        distributed.wait()  # all have written their part
+        if distributed.is_first():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        distributed.wait()
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The update after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 

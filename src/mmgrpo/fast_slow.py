@@ -119,7 +119,9 @@ def _prompts(program: dspy.Module, file: Path, *, settings: MIPROSettings, **how
         with dspy.context(callbacks=[*(dspy.settings.callbacks or []), counter]):
             found = mipro(program, settings=settings, **how).program
         found.set_lm(None)
-        write_json({"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file, private=True)
+        write_json(
+            {"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file, private=True
+        )
     stored = json.loads(file.read_text(encoding="utf-8"))
     if stored["settings"] != settings.model_dump():
         raise UserError(f"{file} was made with other settings of MIPROv2: choose another folder, or delete this one.")

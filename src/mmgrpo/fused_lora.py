@@ -1,9 +1,10 @@
 """A LoRA layer that multiplies once: by the weight with its delta added, y = x (W + s B A)ᵀ.
 
 PEFT's own layer multiplies by W, A and B in turn, then scales, casts and adds, each of which reads and writes the
-activations once more; on a CPU that costs more than the multiplications. Here the delta is added to the weight
-first, as the sampler does when it merges (`policy/sampler.py`): the trainer then computes with the very weights that
-sampled, rounding included. The gradient of W is never formed.
+activations once more; on a CPU that costs more than the multiplications. Here the delta is added to the float32 weight
+first, as our sampler does when it merges (`policy/sampler.py`): the trainer then computes with the very weights that
+sampled, rounding included. The gradient of W is never formed. Where W itself is bf16 (a GPU), PEFT's layer stays: a
+small delta would vanish in the sum.
 Legend of shapes: N tokens, I inputs, O outputs, R rank.
 """
 
@@ -27,11 +28,16 @@ class FusedLinear(Linear):
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         active = [name for name in self.active_adapters if name in self.lora_A]
         plain = len(active) == 1 and not (self.disable_adapters or self.merged or args or kwargs)
-        if not plain or not isinstance(self.lora_dropout[active[0]], nn.Identity) or active[0] in self.lora_variant:
+        if (
+            not plain
+            or self.weight.dtype != torch.float32
+            or not isinstance(self.lora_dropout[active[0]], nn.Identity)
+            or active[0] in self.lora_variant
+        ):
             return super().forward(x, *args, **kwargs)
         (name,) = active
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         out = _Fused.apply(
             x.to(dtype), self.weight, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         )
@@ -43,16 +49,22 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        whole = (weight + scaling * (b @ a).to(weight.dtype)).to(x.dtype)
-        ctx.save_for_backward(x, whole, a, b)
+        ctx.save_for_backward(x, weight, a, b)
         ctx.scaling = scaling
-        return x @ whole.T
+        return x @ _whole(weight, a, b, scaling, x.dtype).T
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        x, whole, a, b = ctx.saved_tensors
+        x, weight, a, b = ctx.saved_tensors
         rows, out = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        scaled = ctx.scaling * (out @ b.to(out.dtype))  # [N, R]
-        grad_a = (scaled.T @ rows).to(a.dtype)
-        grad_b = (ctx.scaling * (out.T @ (rows @ a.to(rows.dtype).T))).to(b.dtype)
-        return gradient @ whole if ctx.needs_input_grad[0] else None, None, grad_a, grad_b, None
+        # Made again: kept, the sums of all layers would take as much memory as the model.
+        grad_x = gradient @ _whole(weight, a, b, ctx.scaling, x.dtype) if ctx.needs_input_grad[0] else None
+        grad_a = ctx.scaling * ((out @ b.to(out.dtype)).T @ rows)
+        grad_b = ctx.scaling * (out.T @ (rows @ a.to(rows.dtype).T))
+        return grad_x, None, grad_a.to(a.dtype), grad_b.to(b.dtype), None
+
+
+def _whole(weight: Tensor, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """W + s B A, summed in float32 whatever autocast says."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return torch.addmm(weight, b, a, alpha=scaling).to(dtype)

@@ -30,7 +30,7 @@ class Headroom:
 def measure(ready: Study, *, inputs: int, rollouts: int = 6) -> Headroom:
     """Run the vanilla program greedily on the validation split, and `rollouts` times on some training inputs."""
     greedy = ready.evaluate(ready.program, ready.splits.valid, "validation")
-    scores = np.array([rollout.score(run) for run in greedy])
+    scores = np.array([rollout.score(run) for run in greedy if run.outcome != "unscorable"])
     sampling = ready.sampling
     lm = ready.policy.lm(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
     sampled = rollout.run(

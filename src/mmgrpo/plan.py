@@ -22,6 +22,7 @@ from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
 GRPO_HOURS, GRPO_SAMPLES = 18.7, 750 * 4 * 12  # the paper's, of an 8B model
 MIPRO_HOURS, MIPRO_TRIALS = 1.4, 12
 PAPER_BILLIONS = 8
+PAPER_GPUS = 2
 
 UNTRAINED = ("vanilla", "prompt_optimization", "gepa")
 
@@ -41,7 +42,7 @@ class Model:
     billions: float  # parameters
     download_gb: float
     adapter_gb: float
-    gpus: int  # of 80 GB, to train it as the paper does
+    gpus: int  # of 80 GB, that a cell needs: sampling and training take turns on it
     gated: bool = False  # the hub wants a token
 
 
@@ -49,8 +50,8 @@ MODELS = {
     "smollm2-135m": Model(0.135, 0.1, 0.02, 0),
     "smollm2-135m-published": Model(0.135, 0.1, 0.02, 0),
     "Qwen/Qwen3-0.6B": Model(0.6, 1.5, 0.04, 1),
-    "Qwen/Qwen3-8B": Model(8, 16.4, 0.175, 2),
-    "meta-llama/Llama-3.1-8B-Instruct": Model(8, 16.1, 0.168, 2, gated=True),
+    "Qwen/Qwen3-8B": Model(8, 16.4, 0.175, 1),
+    "meta-llama/Llama-3.1-8B-Instruct": Model(8, 16.1, 0.168, 1, gated=True),
 }
 
 
@@ -108,10 +109,12 @@ def unmeasured(cell: Cell) -> tuple[float, str]:
         return 3600 * MIPRO_HOURS * size / 4, "guess"
     if cell.strategy == "prompt_optimization":
         hours, scale = MIPRO_HOURS, size * profile.mipro.trials / MIPRO_TRIALS
-    elif cell.strategy == "gepa":  # as many program runs as its budget has, at MIPROv2's pace on 100 validation examples
+    elif (
+        cell.strategy == "gepa"
+    ):  # as many program runs as its budget has, at MIPROv2's pace on 100 validation examples
         return 3600 * MIPRO_HOURS * size * profile.gepa.metric_calls / (100 * MIPRO_TRIALS), "guess"
     else:
-        grpo = profile.grpo_for(cell.task, cell.model)
+        grpo = profile.grpo_for(cell.task, cell.model, cell.strategy)
         hours, scale = GRPO_HOURS, size * grpo.steps * grpo.inputs * grpo.rollouts / GRPO_SAMPLES
     return 3600 * hours * scale, "paper" if scale == 1 else "paper, scaled"
 
@@ -127,7 +130,9 @@ def program_runs(cell: Cell) -> int:
         return scored + mipro.fewshot_candidates * mipro.bootstrapped_demos + splits.test
     if cell.strategy == "gepa":
         return profile.gepa.metric_calls + splits.test
-    grpo = profile.grpo_for(cell.task, cell.model)
+    if cell.strategy == "fast_slow" and profile.fast_slow.runs is not None:
+        return profile.fast_slow.runs + (1 + profile.fast_slow.rounds) * splits.valid + splits.test
+    grpo = profile.grpo_for(cell.task, cell.model, cell.strategy)
     validations = 1 + -(-grpo.steps // grpo.validate_every)
     return grpo.steps * grpo.inputs * grpo.rollouts + validations * splits.valid + splits.test
 
@@ -155,21 +160,18 @@ def _row(cells: list[Cell], found: Survey, fetched: set[str]) -> dict[str, objec
     hours = len(left) * seconds / 3600
     calls = len(left) * program_runs(one) * api.calls if api is not None else 0
     trains = one.strategy not in UNTRAINED
+    # The paper trained with one GPU and sampled with another; here the two take turns on one.
+    gpus = PAPER_GPUS if trains and source.startswith("paper") else model.gpus
     download = sum(size for name, size in _downloads(one).items() if left and name not in fetched)
     fetched.update(_downloads(one) if left else ())
     return {
         "task": one.task, "model": one.model, "strategy": one.strategy, "cells": len(cells), "to_run": len(left),
         "hours_each": round(seconds / 3600, 2), "from": source, "hours": round(hours, 2),
-        "GPU_hours": round(hours * _gpus(one), 1), "API_calls": calls,
+        "GPU_hours": round(hours * gpus, 1), "API_calls": calls,
         "dollars": round(calls * api.dollars_per_call, 2) if api is not None else 0.0,
         "download_GB": round(download, 2),
         "disk_GB": round(len(left) * (RECORD_GB + trains * CHECKPOINTS * model.adapter_gb), 2),
     }  # fmt: skip
-
-
-def _gpus(cell: Cell) -> int:
-    """GPUs that the cell keeps busy; prompt optimization and evaluation need one, as in the paper."""
-    return min(MODELS[cell.model].gpus, 1 if cell.strategy in UNTRAINED else 2)
 
 
 def missing(todo: Sequence[Cell]) -> list[str]:
@@ -181,9 +183,9 @@ def missing(todo: Sequence[Cell]) -> list[str]:
     offline = constants.HF_HUB_OFFLINE
     here = torch.cuda.device_count()
     for name in dict.fromkeys(cell.model for cell in todo):
-        wanted = max(_gpus(cell) for cell in todo if cell.model == name)
+        wanted = MODELS[name].gpus
         if wanted > here:
-            lacks.append(f"{name} needs {wanted} GPU of 80 GB as the paper runs it; torch sees {here} here.")
+            lacks.append(f"{name} needs {wanted} GPU of 80 GB; torch sees {here} here.")
         if name in HUB_REVISIONS and not _is_cached(name):
             if offline:
                 lacks.append(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
+from mmgrpo.errors import UserError
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.rollout import Metric
 from mmgrpo.settings import MIPROSettings
@@ -67,6 +71,38 @@ class ProposerAdapter(dspy.ChatAdapter):
                 self.proposals["usable"] += usable
 
 
+class FirstFault(BaseCallback):
+    """Keeps the first UserError of a search, which DSPy's executors turn into a score of 0."""
+
+    def __init__(self):
+        self.error: UserError | None = None
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        self._keep(exception)
+
+    def watched(self, metric: Metric) -> Metric:
+        """The metric, its faults kept as well."""
+
+        @functools.wraps(metric)  # GEPA asks for the names of its arguments
+        def watching(*arguments, **options):
+            try:
+                return metric(*arguments, **options)
+            except UserError as error:
+                self._keep(error)
+                raise
+
+        return watching
+
+    def raise_it(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _keep(self, error: BaseException | None) -> None:
+        found = error if isinstance(error, UserError) else getattr(error, "__cause__", None)
+        if isinstance(found, UserError) and self.error is None:
+            self.error = found
+
+
 def mipro(
     program: dspy.Module,
     *,
@@ -78,11 +114,11 @@ def mipro(
     seed: int,
 ) -> Optimized:
     """Run MIPROv2 on `program` under the weights of `lm`; candidates are scored greedily on `valset`."""
-    adapter = ProposerAdapter(PROPOSAL, program)
+    adapter, fault = ProposerAdapter(PROPOSAL, program), FirstFault()
     program = program.deepcopy()
     program.set_lm(lm)
     optimizer = dspy.MIPROv2(
-        metric=metric,
+        metric=fault.watched(metric),
         prompt_model=lm.copy(temperature=settings.temperature, max_tokens=settings.proposal_tokens),
         task_model=lm,
         auto=None,
@@ -96,7 +132,7 @@ def mipro(
     )
     optimizer.num_instruct_candidates = settings.instruction_candidates
     minibatch = settings.minibatch is not None and settings.minibatch < len(valset)
-    with dspy.context(lm=lm, adapter=adapter), quietly():
+    with dspy.context(lm=lm, adapter=adapter, callbacks=[*(dspy.settings.callbacks or []), fault]), quietly():
         best = optimizer.compile(
             program,
             trainset=list(trainset),
@@ -105,6 +141,7 @@ def mipro(
             minibatch=minibatch,
             minibatch_size=settings.minibatch if minibatch else len(valset),
         )
+    fault.raise_it()
     return Optimized(best, _trials(best), dict(adapter.proposals))
 
 

@@ -44,12 +44,12 @@ class Record:
     settings: dict[str, Any]
     versions: dict[str, str]
     commit: str
-    machine: dict[str, Any]  # cpu, cores, gpu, precision
+    machine: dict[str, Any]  # cpu, system, cores, threads, gpu, precision
     scores: tuple[Score, ...]  # the test split, in its order
     curve: tuple[dict[str, float], ...]  # one entry a GRPO step: step, reward, and what the trainer logs
     validation: tuple[dict[str, float], ...]  # step (or trial, for prompt optimization), score
     seconds: dict[str, float]  # by stage: optimize, evaluate
-    tokens: dict[str, int]  # prompt, prefilled, completion, trained
+    tokens: dict[str, int]  # prompt, completion, calls
     peak_memory_gb: float
     program: dict[str, Any]  # DSPy state of the final program: instructions and demonstrations
     notes: dict[str, Any]  # what a strategy has to add: usable instruction candidates, an outline of rollouts, ...

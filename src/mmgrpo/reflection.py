@@ -12,7 +12,7 @@ import dspy
 from dspy.teleprompt.gepa import InstructionProposer
 
 from mmgrpo.policy.lm import PolicyLM
-from mmgrpo.prompt_optimization import Optimized, ProposerAdapter, quietly
+from mmgrpo.prompt_optimization import FirstFault, Optimized, ProposerAdapter, quietly
 from mmgrpo.rollout import strict_adapter
 from mmgrpo.settings import GEPASettings
 from mmgrpo.tasks import Judgement
@@ -36,11 +36,11 @@ def gepa(
 
     A trial also has `runs`, the program runs that were made until its candidate was found.
     """
-    adapter = ProposerAdapter(PROPOSAL, program)
+    adapter, fault = ProposerAdapter(PROPOSAL, program), FirstFault()
     program = program.deepcopy()
     program.set_lm(lm)
     optimizer = dspy.GEPA(
-        metric=with_feedback(judge),
+        metric=fault.watched(with_feedback(judge)),
         max_metric_calls=settings.metric_calls,
         reflection_minibatch_size=settings.minibatch,
         reflection_lm=lm.copy(temperature=settings.temperature, max_tokens=settings.proposal_tokens),
@@ -50,8 +50,10 @@ def gepa(
         track_stats=True,
         seed=seed,
     )
-    with dspy.context(lm=lm, adapter=strict_adapter()), quietly():
+    callbacks = [*(dspy.settings.callbacks or []), fault]
+    with dspy.context(lm=lm, adapter=strict_adapter(), callbacks=callbacks), quietly():
         best = optimizer.compile(program, trainset=list(trainset), valset=list(valset))
+    fault.raise_it()
     found = best.detailed_results
     del best.detailed_results  # it holds every candidate
     scored = zip(found.val_aggregate_scores, found.discovery_eval_counts, strict=True)

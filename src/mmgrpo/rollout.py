@@ -173,6 +173,8 @@ def _run_one(
         except UserError:
             raise
         except Exception as raised:
+            if isinstance(raised.__cause__, UserError):  # of the sampler, as DSPy passes it on
+                raise raised.__cause__ from None
             error = _sentence(raised)
             unparsed = [call for call in recorder.calls if call.status != "ok"]
             if unparsed:  # the reason, whatever was raised: dspy.Parallel turns a parse error into a missing result

@@ -66,6 +66,7 @@ class GRPOSettings(Settings):
     format_failure_reward: float = Field(-1.0, lt=0)  # of a run none of whose fields parsed; 0 is a wrong answer
     adapters: Literal["shared", "per_module"] = "shared"
     validate_every: int = Field(50, gt=0)  # steps; our choice
+    save_every: int = Field(10, gt=0)  # steps between checkpoints, all that a kill can cost; our choice
     patience: int | None = Field(None, gt=0)  # stop after so many validations in a row without a better score
     token_budget: int = Field(4096, gt=0)  # distinct tokens of one forward pass; our choice
 
@@ -133,10 +134,11 @@ class Profile(Settings):
     fast_slow: FastSlowSettings = FastSlowSettings()
     tracker: Literal["none", "tensorboard", "wandb"] = "tensorboard"  # gets numbers only
     models_grpo: dict[str, dict] = {}  # what a model changes of `grpo`, as the paper does for Llama 3.1
+    strategies_grpo: dict[str, dict] = {}  # what a strategy changes of it, as the paper does for trajectory level
     models_sampling: dict[str, dict] = {}  # likewise of `sampling`
 
-    def grpo_for(self, task: str, model: str) -> GRPOSettings:
-        changes = self.models_grpo.get(model, {}) | self.tasks[task].grpo
+    def grpo_for(self, task: str, model: str, strategy: str) -> GRPOSettings:
+        changes = self.models_grpo.get(model, {}) | self.strategies_grpo.get(strategy, {}) | self.tasks[task].grpo
         return GRPOSettings(**(self.grpo.model_dump() | changes))
 
     def sampling_for(self, model: str) -> SamplingSettings:

@@ -35,7 +35,7 @@ def run(ready: Study) -> Record:
     if done is not None:
         return done
     # What a notebook sampled to show something is not the strategy's.
-    ready.policy.engine.tokens.clear()
+    ready.policy.engine.forget()
     before = ready.task.spending()
     watch = Stopwatch()
     with watch.stage("optimize"):

@@ -41,7 +41,7 @@ class Study:
 
     @property
     def grpo(self) -> GRPOSettings:
-        return self.profile.grpo_for(self.cell.task, self.cell.model)
+        return self.profile.grpo_for(self.cell.task, self.cell.model, self.cell.strategy)
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -177,12 +177,22 @@ def _commit() -> str:
 
 def _machine(precision: str) -> dict[str, Any]:
     return {
+        "cpu": _processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision": precision,
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return named[0].partition(":")[2].strip()
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
 
 
 def _peak_memory_gb() -> float:

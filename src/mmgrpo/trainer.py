@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
@@ -56,6 +57,11 @@ class RowTrainer(GRPOTrainer):
             processing_class=policy.tokenizer,
             callbacks=callbacks,
         )
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise UserError(
+                f"Training with {self.accelerator.distributed_type.value} is not supported: launch with plain DDP "
+                "(`accelerate launch --multi_gpu`); the adapter is small, and only its gradients are exchanged."
+            )
         self.remove_callback(PrinterCallback)
         self.policy = policy
         self.settings = settings
@@ -111,7 +117,7 @@ class RowTrainer(GRPOTrainer):
             totals += torch.stack(
                 [*(getattr(terms, name).detach() for name in LOGGED), mismatch, mismatch.new_tensor(len(sampled))]
             )
-        trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        trained = [weight for name, weight in model.named_parameters() if "lora_" in name]
         distributed.sum_gradients(trained)
         finite &= all(torch.isfinite(weight.grad).all() for weight in trained if weight.grad is not None)
         if distributed.summed(torch.tensor(float(not finite), device=device)):
@@ -169,9 +175,8 @@ def _no_reward(prompts, completions, **kwargs):
 
 
 def arguments(settings: GRPOSettings, *, folder: Path, seed: int, precision: str, report_to: str) -> GRPOConfig:
-    """TRL's configuration for a run in `folder`: checkpoints after each validation, constant rate after warm-up."""
-    save_every = settings.validate_every * settings.iterations
-    return GRPOConfig(
+    """TRL's configuration for a run in `folder`: constant learning rate after warm-up."""
+    config = GRPOConfig(
         output_dir=str(folder),
         seed=seed,
         max_steps=settings.steps * settings.iterations,
@@ -191,12 +196,14 @@ def arguments(settings: GRPOSettings, *, folder: Path, seed: int, precision: str
         gradient_checkpointing=torch.cuda.is_available(),
         logging_steps=1,
         save_strategy="steps",
-        save_steps=save_every,
+        save_steps=settings.save_every * settings.iterations,
         save_total_limit=2,
         report_to=report_to,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    config._n_gpu = min(config.n_gpu, 1)  # TRL refuses several; other GPUs belong to other processes
+    return config
 
 
 def check_trl() -> None:

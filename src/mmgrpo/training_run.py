@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +14,8 @@ from typing import Any, Literal
 
 import dspy
 import numpy as np
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from mmgrpo import checkpoints, distributed, rollout
 from mmgrpo.errors import UserError
@@ -28,6 +31,7 @@ from mmgrpo.trainer import Batch, Progress, RowTrainer, arguments
 from mmgrpo.trajectory import Trajectory
 
 Level = Literal["module", "trajectory"]
+BEST = "best"  # adapters that are kept for their validation score
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,20 @@ class TrainingRun:
             callbacks=[validation, checkpoints.Seal(), Progress(f"{self.plan.level}-level GRPO")],
         )  # fmt: skip
         checkpoint = checkpoints.last_good(self.folder)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if checkpoint is not None and validation.had_enough(checkpoints.step_of(checkpoint)):
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         best = validation.best if self.valset else {"step": float(trainer.state.global_step)}
+        adapter = best_adapter(self.folder, best["step"])
         if not self.valset:
-            self.save(validation.folder)
-        self.policy.load_adapter(validation.folder)
+            self.save(adapter)
+        if not checkpoints.is_whole(adapter):
+            raise UserError(f"{adapter} is damaged: delete {self.folder} and run again.")
+        self.policy.load_adapter(adapter)
         curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
-        return TrainingLog(curve, tuple(validation.scores), best, validation.folder, rollouts)
+        return TrainingLog(curve, tuple(validation.scores), best, adapter, rollouts)
 
     @property
     def _outline(self) -> Path:
@@ -112,12 +122,14 @@ class TrainingRun:
             raise UserError(
                 f"{self.folder} holds another run (with other {other}): choose another folder, or delete this one."
             )
-        write_json(mine, file)
+        if distributed.is_first():
+            write_json(mine, file)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter once, for all processes."""
+        """Write the adapter with the hashes of its files, once for all processes."""
         if distributed.is_first():
             self.policy.save_adapter(folder)
+            checkpoints.seal(folder)
         distributed.wait()
 
     def collect(self, step: int) -> Batch:
@@ -141,7 +153,7 @@ class TrainingRun:
             )  # fmt: skip
             trajectories += distributed.all_of([replace(run, prediction=None) for run in runs])
         grouping = self._group(trajectories, step)
-        if grouping.groups:
+        if grouping.groups and distributed.is_first():
             write_json(outline(step, trajectories, grouping.groups), self._outline)
         seconds = time.perf_counter() - started
         return Batch(tuple(rows_of(grouping.groups)), metrics_of(trajectories, grouping) | {"seconds_rollout": seconds})
@@ -154,6 +166,11 @@ class TrainingRun:
         return module_groups(
             trajectories, padding=settings.padding, size=settings.group_size, scale=settings.scale, rng=rng
         )
+
+
+def best_adapter(folder: Path, step: float) -> Path:
+    """Where the adapter of the best step lies, as long as no better one is found."""
+    return folder / f"{BEST}-{int(step)}"
 
 
 def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, seed: int) -> list[dspy.Example]:
@@ -198,18 +215,28 @@ class Validation(TrainerCallback):
 
     def __init__(self, run: TrainingRun):
         self.run = run
-        self.folder = run.folder / "best"
         self.file = run.folder / "validation.json"
         self.scores: list[dict[str, float]] = []
         self.best: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step and self.file.exists():  # resumed: what was scored up to the checkpoint
-            kept = json.loads(self.file.read_text())
-            self.scores = [entry for entry in kept["scores"] if entry["step"] <= state.global_step]
-            self.best = kept["best"]
+        if state.global_step and self.file.exists():
+            self._restore(state.global_step)
         elif self.run.valset:
             self._score(0)
+
+    def had_enough(self, step: int) -> bool:
+        """Whether a run whose last checkpoint is at `step` had stopped there, out of patience."""
+        if not self.file.exists():
+            return False
+        self._restore(step)
+        return self._out_of_patience()
+
+    def _restore(self, step: int) -> None:
+        """What was scored up to a checkpoint."""
+        kept = json.loads(self.file.read_text())
+        self.scores = [entry for entry in kept["scores"] if entry["step"] <= step]
+        self.best = kept["best"]
 
     def on_step_end(self, args, state, control, **kwargs):
         every = self.run.plan.settings.validate_every * self.run.plan.settings.iterations
@@ -236,10 +263,13 @@ class Validation(TrainerCallback):
         entry = {"step": float(step), "score": rollout.mean_score(scored)}
         self.scores.append(entry)
         if not self.best or entry["score"] > self.best["score"]:
-            run.save(self.folder)
+            run.save(best_adapter(run.folder, step))
             self.best = entry
         if distributed.is_first():
             write_json({"scores": self.scores, "best": self.best}, self.file)
+            for older in run.folder.glob(f"{BEST}-*"):  # now that none is named any more
+                if older != best_adapter(run.folder, self.best["step"]):
+                    shutil.rmtree(older)
 
 
 def _floats(entry: dict) -> dict[str, float]:
@@ -252,6 +282,6 @@ def _floats(entry: dict) -> dict[str, float]:
 
 def _is_number(value: object) -> bool:
     try:
-        return float(value) == float(value)
+        return math.isfinite(float(value))
     except ValueError:
         return False

@@ -25,7 +25,7 @@ class Call:
     invocation: int  # how-many-th call of that module in its run, from 0
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # of the completion's tokens, as the sampler had them, before top-p and top-k
+    logprobs: tuple[float, ...]  # of the completion's tokens, as the sampler had them (vLLM's: after top-p and top-k)
     temperature: float  # 0 means greedy; then `logprobs` are at temperature 1
     text: str  # the completion, decoded
     status: CallStatus  # truncated: ran into the token limit, and did not parse; unread: no adapter parsed it

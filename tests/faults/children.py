@@ -9,8 +9,8 @@ import cheap_cell
 import dspy
 import torch
 from safetensors.torch import save_file
-from training_setup import optimizer, weights
 from tiny_policy import RawAdapter, tiny_policy
+from training_setup import optimizer, weights
 
 from mmgrpo import cells, grid, profiles
 from mmgrpo.local import Local

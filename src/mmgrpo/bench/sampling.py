@@ -62,9 +62,13 @@ def _compare(
 
 
 def _ours(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int]:
-    sampler = TreeSampler(policy.sampler.model, [], len(prompts))
     requests = [SamplingRequest(ids, length, TEMPERATURE, seed=place) for place, ids in enumerate(prompts)]
-    return lambda: sum(len(completion.ids) for completion in sampler.generate(requests))
+
+    def run() -> int:
+        fresh = TreeSampler(policy.sampler.model, [], len(prompts))  # keeps no prefix of the round before
+        return sum(len(completion.ids) for completion in fresh.generate(requests))
+
+    return run
 
 
 def _generate(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int]:

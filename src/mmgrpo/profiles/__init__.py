@@ -41,7 +41,8 @@ def _parsed(name: str, text: str) -> Profile:
         for model in profile.models:  # what models and tasks change is checked with what they change
             profile.sampling_for(model)
             for task in profile.tasks:
-                profile.grpo_for(task, model)
+                for strategy in {*profile.strategies, *profile.strategies_grpo}:
+                    profile.grpo_for(task, model, strategy)
         return profile
     except (ValidationError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{name}: {_first_problem(error)}") from None

@@ -13,7 +13,8 @@ from mmgrpo.study import Study
 def protect(ready: Study) -> None:
     """Black out the private parts of the task's rows in all that this notebook displays from now on.
 
-    Does nothing for a task without private parts. To see them, run the notebook without this line.
+    Does nothing for a task without private parts. To see them, run the notebook without this line. What `print` writes is
+    not looked at.
     """
     units = ready.task.private_units(ready.splits)
     shell = get_ipython()
@@ -28,7 +29,14 @@ def protect(ready: Study) -> None:
             for kind, content in formats.items()
         }, metadata
 
+    def redacted(kind: type, error: BaseException, lines: list[str]) -> None:
+        show_lines(kind, RuntimeError(privacy.redact(units, str(error), privacy.BLACK)), [
+            privacy.redact(units, line, privacy.BLACK) for line in lines
+        ])  # fmt: skip
+
+    show_lines = shell._showtraceback
     shell.display_formatter.format = without_private_parts
+    shell._showtraceback = redacted
 
 
 def _text_of(kind: str, content: str, units: frozenset[str]) -> str:

@@ -49,23 +49,28 @@ class Search(dspy.Module):
         self.options = options
 
     def forward(self, claim: str) -> dspy.Prediction:
-        """All passages, first found first and each once, and `hops`: the passages of each hop."""
+        """All passages, first found first and each once; `queries` and `hops`, the passages, of each search."""
         notes: list[str] = []
+        queries = [claim]
         hops = [self._search(claim)]
         while len(hops) < self.options.hops:
             shown = [passage[: self.options.passage_characters] for passage in hops[-1]]
             new_notes = self.append_notes(claim=claim, notes=notes, passages=shown).new_notes
             notes = [*notes, *new_notes]  # a new list: the calls before keep the notes that they were given
-            hops.append(self._search(self.generate_query(claim=claim, notes=notes).query))
+            queries.append(self.generate_query(claim=claim, notes=notes).query)
+            hops.append(self._search(queries[-1]))
         passages = list(dict.fromkeys(passage for hop in hops for passage in hop))
-        return dspy.Prediction(passages=passages, hops=hops)
+        return dspy.Prediction(passages=passages, hops=hops, queries=queries)
 
     def _search(self, query: str) -> list[str]:
         return self.retriever.search(query, self.options.passages)
 
 
 def judge(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> Judgement:
-    """Share of the gold titles among the first 100 passages; details: the same after each hop."""
+    """Share of the gold titles among the first 100 passages.
+
+    Details: the same after each hop, and of each query the words and the share of them that are names.
+    """
     found = _titles(prediction.passages[:CUTOFF])
     missing = [title for title in example.titles if _normal(title) not in found]
     recall = _recall(example, prediction.passages[:CUTOFF])
@@ -74,6 +79,10 @@ def judge(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> Jud
     for number, hop in enumerate(prediction.hops, start=1):
         seen += hop
         details[f"recall_hop_{number}"] = _recall(example, list(dict.fromkeys(seen))[:CUTOFF])
+    for number, query in enumerate(prediction.queries, start=1):
+        words = query.split()
+        details[f"query_words_hop_{number}"] = float(len(words))
+        details[f"query_names_hop_{number}"] = sum(word[0].isupper() for word in words) / max(1, len(words))
     if not missing:
         return Judgement(recall, "All documents of the claim were found.", details)
     feedback = (
@@ -99,7 +108,7 @@ def _normal(title: str) -> str:
 
 def oracle(example: dspy.Example) -> dspy.Prediction:
     """All gold documents, found at once."""
-    return dspy.Prediction(passages=list(example.titles), hops=[list(example.titles)])
+    return dspy.Prediction(passages=list(example.titles), hops=[list(example.titles)], queries=[example.claim])
 
 
 def task(options: Options) -> Task:
@@ -127,5 +136,7 @@ def task(options: Options) -> Task:
         paper_sizes=(500, 500),
         citation="Jiang et al. 2020, HoVer: A Dataset for Many-Hop Fact Extraction And Claim Verification, arXiv 2011.03088",
         licence="CC-BY-SA-4.0 (real claims and abstracts), Apache-2.0 (embedded)",
-        lacking=lambda source: None if source == "embedded" or options.colbert_url else abstracts.lacking(options.abstracts_sha256),
+        lacking=lambda source: (
+            None if source == "embedded" or options.colbert_url else abstracts.lacking(options.abstracts_sha256)
+        ),
     )

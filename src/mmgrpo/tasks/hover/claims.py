@@ -12,10 +12,10 @@ import dspy
 
 from mmgrpo import paths
 from mmgrpo.errors import UserError
+from mmgrpo.hashing import check_hash
 from mmgrpo.settings import SplitSizes
 from mmgrpo.tasks import SPLIT_SEED, Splits, cut
 from mmgrpo.tasks.hover import encyclopedia
-from mmgrpo.hashing import check_hash
 from mmgrpo.tasks.hover.fetching import fetch
 
 # The hub's repository hover-nlp/hover holds a loading script, which `datasets` no longer runs; the script reads this file.

@@ -29,7 +29,7 @@ class Options(Settings):
     """Who answers and who judges; the defaults are the paper's, with `OPENAI_API_KEY` from the environment."""
 
     untrusted: str = GPT  # a model of `mmgrpo.policy` runs here, any other is an API as `dspy.LM` names it
-    judge: str = GPT  # likewise, or "lexical"
+    judge: str = GPT  # likewise, or "lexical"; an API is sent query, target and response
     max_tokens: int = Field(2048, gt=0)  # of the untrusted model's answer; our choice
     api_base: str | None = None  # address of another server with the same API, such as vLLM's
 
@@ -99,6 +99,4 @@ def api(options: Options) -> Api | None:
 
 def oracle(example: dspy.Example) -> dspy.Prediction:
     """The query with every private unit taken out, and the target."""
-    return dspy.Prediction(
-        llm_request=redact(example.pii_units, example.user_query), response=example.target_response
-    )
+    return dspy.Prediction(llm_request=redact(example.pii_units, example.user_query), response=example.target_response)

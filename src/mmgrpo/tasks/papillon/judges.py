@@ -110,7 +110,7 @@ class Comparison:
         answer = self._ask(QUESTION.format(query=query, first=first, second=second))
         said = {word for word in words(answer) if word in ("first", "second")}
         if len(said) != 1:
-            raise ValueError(f"the judge should have answered First or Second, and answered {answer[:80]!r}")
+            raise ValueError("the judge should have answered First or Second, and said something else")
         return said.pop()
 
 
