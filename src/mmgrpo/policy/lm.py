@@ -150,7 +150,7 @@ class PolicyLM(dspy.LM):
 
     def __init__(self, policy, weights: Path | None = None, adapter: str = "default", **sampling):
         folder = None if weights is None else adapter_folder(weights, adapter)
-        tag = "" if folder is None else f"@{hashlib.sha256_of(str(folder).encode()).hexdigest()[:8]}"
+        tag = "" if folder is None else f"@{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         # A cache would not know which weights answered, and a retry would sample a reply that nothing recorded.
         super().__init__(
             model=f"local/{policy.name}{tag}", engine=policy.engine, cache=False, num_retries=0, **sampling

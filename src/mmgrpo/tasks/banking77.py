@@ -20,6 +20,9 @@ from mmgrpo.tasks import Judgement, Splits, Task, cut
 
 HUB = "mteb/banking77"
 HUB_REVISION = "0fd18e25b25c072e09e0d92ab615fda904d66300"
+INSTRUCTION = (
+    "Read the message that a customer sends to a bank, and copy the one label from the list that fits it, letter by letter."
+)
 MAX_CHARACTERS = 2000  # a longer message is cut there; the longest real one has 433
 
 
@@ -42,9 +45,7 @@ def program(splits: Splits) -> dspy.Module:
         "text": (str, dspy.InputField()),
         "label": (Literal[splits.labels], dspy.OutputField()),
     }
-    return dspy.ChainOfThought(
-        dspy.Signature(fields, "Find the intent of the message that a customer sends to a bank.")
-    )
+    return dspy.ChainOfThought(dspy.Signature(fields, INSTRUCTION))
 
 
 def judge(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> Judgement:
