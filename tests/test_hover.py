@@ -116,7 +116,9 @@ def test_both_modules_are_called_at_every_hop_after_the_first():
     assert (run.outcome, run.reward) == ("completed", 1.0)
     calls = [(call.module.removesuffix(".predict"), call.invocation) for call in run.calls]
     assert calls == [(module, invocation) for invocation in range(3) for module in ("append_notes", "generate_query")]
-    assert run.details == {"recall_hop_1": 0.25, "recall_hop_2": 0.5, "recall_hop_3": 0.75, "recall_hop_4": 1.0}
+    recall = [run.details[f"recall_hop_{hop}"] for hop in (1, 2, 3, 4)]
+    assert recall == [0.25, 0.5, 0.75, 1.0]
+    assert [run.details[f"query_words_hop_{hop}"] > 0 for hop in (1, 2, 3, 4)] == [True] * 4
     assert run.prediction.passages == list(PAGES[:4])
 
 

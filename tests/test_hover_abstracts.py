@@ -82,7 +82,7 @@ def test_other_file_than_the_pinned_one_is_refused_and_not_kept(monkeypatch, tmp
     published = tmp_path / "published" / abstracts.ARCHIVE
     packed(published, lines())
     monkeypatch.setattr(abstracts, "URL", published.as_uri())
-    with pytest.raises(UserError, match=f"expected {'0' * 64}: the file is cut short or not the pinned one"):
+    with pytest.raises(UserError, match=f"expected {'0' * 64}: the file is damaged or not the pinned one"):
         abstracts.retriever("0" * 64)
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -102,7 +102,7 @@ def test_hub_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
     published.unlink()
     assert claims.load(hub) == splits
     (tmp_path / "cache" / claims.TRAIN).write_text("[]")
-    with pytest.raises(UserError, match=f"{claims.TRAIN} has sha256 4f53cda.*cut short or not the pinned one"):
+    with pytest.raises(UserError, match=f"{claims.TRAIN} has sha256 4f53cda.*damaged or not the pinned one"):
         claims.load(hub)
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mmgrpo.bench.record import Comparison
 from mmgrpo.report import figures, names, writers
+from mmgrpo.report.figures.style import NARROWEST, STYLE
 
 MET, MISSED, FREE = 2, 3, 7  # places in seaborn's "colorblind" palette
 INCHES = (6.0, 0.5)  # width, and height of a bar with its line of text
@@ -63,7 +64,7 @@ def table(comparisons: Sequence[Comparison]) -> writers.Table:
 def ratios(comparisons: Sequence[Comparison]) -> Figure:
     """A bar for each comparison with a peer or a target, and a line where its target is."""
     chosen = [one for one in comparisons if one.growth is None or one.target is not None]
-    with matplotlib.rc_context({**sns.axes_style("ticks"), **figures.STYLE}):
+    with matplotlib.rc_context({**sns.axes_style("ticks"), **STYLE}):
         figure, axis = plt.subplots(figsize=(INCHES[0], INCHES[1] * len(chosen) + 1.2), layout="constrained")
         plt.close(figure)
         for place, one in enumerate(chosen):
@@ -104,8 +105,8 @@ def growth(comparisons: Sequence[Comparison]) -> Figure | None:
             curves.setdefault(one.growth[0], []).append(one)
     if not curves:
         return None
-    with matplotlib.rc_context({**sns.axes_style("ticks"), **figures.STYLE}):
-        size = (max(PANEL[0] * len(curves), figures.NARROWEST), PANEL[1])
+    with matplotlib.rc_context({**sns.axes_style("ticks"), **STYLE}):
+        size = (max(PANEL[0] * len(curves), NARROWEST), PANEL[1])
         figure, axes = plt.subplots(1, len(curves), figsize=size, layout="constrained", squeeze=False)
         plt.close(figure)
         for axis, (growing, members) in zip(axes[0], curves.items(), strict=True):

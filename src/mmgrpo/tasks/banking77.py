@@ -20,9 +20,7 @@ from mmgrpo.tasks import Judgement, Splits, Task, cut
 
 HUB = "mteb/banking77"
 HUB_REVISION = "0fd18e25b25c072e09e0d92ab615fda904d66300"
-INSTRUCTION = (
-    "Read the message that a customer sends to a bank, and copy the one label from the list that fits it, letter by letter."
-)
+INSTRUCTION = "Read the message that a customer sends to a bank, and copy the one label from the list that fits it, letter by letter."
 MAX_CHARACTERS = 2000  # a longer message is cut there; the longest real one has 433
 
 

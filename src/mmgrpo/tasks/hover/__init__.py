@@ -79,7 +79,7 @@ def judge(example: dspy.Example, prediction: dspy.Prediction, trace=None) -> Jud
     for number, hop in enumerate(prediction.hops, start=1):
         seen += hop
         details[f"recall_hop_{number}"] = _recall(example, list(dict.fromkeys(seen))[:CUTOFF])
-    for number, query in enumerate(prediction.queries, start=1):
+    for number, query in enumerate(prediction.get("queries", []), start=1):
         words = query.split()
         details[f"query_words_hop_{number}"] = float(len(words))
         details[f"query_names_hop_{number}"] = sum(word[0].isupper() for word in words) / max(1, len(words))
@@ -108,7 +108,7 @@ def _normal(title: str) -> str:
 
 def oracle(example: dspy.Example) -> dspy.Prediction:
     """All gold documents, found at once."""
-    return dspy.Prediction(passages=list(example.titles), hops=[list(example.titles)], queries=[example.claim])
+    return dspy.Prediction(passages=list(example.titles), hops=[list(example.titles)])
 
 
 def task(options: Options) -> Task:
