@@ -38,9 +38,9 @@ def test_curve_has_a_row_a_step_and_missing_keys_are_missing():
     assert frame["groups/kept"].isna().tolist() == [False, False, True]
 
 
-def test_validation_by_step_and_by_trial_share_a_frame():
+def test_validation_has_a_row_a_score():
     frame = frames.validation([record(validation=({"step": 8, "score": 0.5}, {"step": 1, "score": 0.25}))])
-    assert frame["step"].isna().tolist() == [False, True]
+    assert frame["step"].tolist() == [8, 1]
     assert frame["score"].tolist() == [0.5, 0.25]
 
 

@@ -62,7 +62,7 @@ class Survey:
     finished: set[Cell] = field(default_factory=set)
     damaged: dict[Cell, str] = field(default_factory=dict)  # with the sentence that says why
     seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)  # by profile, task, model and strategy
-    unmeasured: dict[tuple[str, ...], tuple[float, str]] = field(default_factory=dict)  # likewise, and by task
+    unmeasured: dict[tuple[str, ...], tuple[float, str]] = field(default_factory=dict)  # likewise
 
     def add(self, cell: Cell) -> None:
         """Read the cell's record, if there is one."""
@@ -83,10 +83,9 @@ class Survey:
         measured = self.seconds.get(_kind(cell))
         if measured:
             return sum(measured) / len(measured), "measured"
-        kind = _kind(cell)
-        if kind not in self.unmeasured:
-            self.unmeasured[kind] = unmeasured(cell)
-        return self.unmeasured[kind]
+        if _kind(cell) not in self.unmeasured:
+            self.unmeasured[_kind(cell)] = unmeasured(cell)
+        return self.unmeasured[_kind(cell)]
 
 
 def survey(todo: Iterable[Cell]) -> Survey:

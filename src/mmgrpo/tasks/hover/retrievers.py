@@ -81,7 +81,7 @@ class StoredPassages(Sequence[str]):
     TEXT, STARTS = "passages.txt", "starts.npy"
 
     def __init__(self, folder: Path):
-        self._starts = np.load(folder / self.STARTS, mmap_mode="r")
+        self._starts = np.lib.format.open_memmap(folder / self.STARTS, mode="r")
         with (folder / self.TEXT).open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
