@@ -79,8 +79,8 @@ def test_training_killed_at_random_ends_with_the_same_weights(processes, tally, 
     (tmp_path / "killed").mkdir()
     took = finish(processes, children.train, (tmp_path / "reference",))
     killed = kill_at_random(
-        processes, children.train, (tmp_path / "killed",), rounds, random.Random(rounds), 0.8 * took
-    )
+        processes, children.train, (tmp_path / "killed",), rounds, random.Random(rounds), 0.4 * took
+    )  # the first run also warms up: later ones are faster
     finish(processes, children.train, (tmp_path / "killed",))
     one, other = (load_file(tmp_path / name / "final.safetensors") for name in ("reference", "killed"))
     differ = not same(one, other)
