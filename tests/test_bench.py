@@ -98,7 +98,7 @@ def test_gradient_error_sees_another_advantage(tmp_path):
     training.shake(policy)
     rows = shapes.random_prompts(tokenizer(), SIZE, length=8).rows
     changed = [replace(rows[0], advantage=rows[0].advantage + 0.1), *rows[1:]]
-    peer = training.plain_copy(policy)
+    peer = training.plain_copy(policy.trainable())
     training.our_step(policy, rows, SIZE, tmp_path)()
     training.trl_step(peer, tokenizer(), changed, SIZE, tmp_path)()
     assert training.relative_error(training.gradient(policy.trainable()), training.gradient(peer)) > 1e-3

@@ -5,13 +5,13 @@ import tempfile
 import dspy
 import pytest
 from tiny_policy import RawAdapter, tiny_policy
-from training_setup import Spy
+from training_setup import QUESTIONS as EXAMPLES
+from training_setup import Lenient, Spy, by_length
 
 from mmgrpo import rollout, training_run
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.settings import GRPOSettings, SamplingSettings
 
-EXAMPLES = [dspy.Example(question=f"question {n}", answer=str(n)).with_inputs("question") for n in range(6)]
 SETTINGS = GRPOSettings(
     steps=2,
     inputs=2,
@@ -32,24 +32,8 @@ def _scratch(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-class Lenient(dspy.Module):
-    """A program that answers whatever the random model says, so that untrained tiny weights give rewards to compare."""
-
-    def __init__(self):
-        super().__init__()
-        self.reply = dspy.Predict("question -> answer")
-
-    def forward(self, question):
-        with dspy.context(adapter=RawAdapter()):
-            return self.reply(question=question)
-
-
-def metric(example, prediction, trace=None):
-    return float(len(prediction.answer) % 7) / 7
-
-
 def optimizer(**changes):
-    return MMGRPO(metric, settings=SETTINGS.model_copy(update=changes), sampling=SamplingSettings(temperature=1.0))
+    return MMGRPO(by_length, settings=SETTINGS.model_copy(update=changes), sampling=SamplingSettings(temperature=1.0))
 
 
 def replies(program, lm=None):
@@ -62,8 +46,8 @@ def test_better_together_runs_in_any_order(strategy):
     policy = tiny_policy()
     student = Lenient()
     student.set_lm(policy.lm())
-    prompts = dspy.BootstrapFewShot(metric=metric, max_bootstrapped_demos=1, max_labeled_demos=1)
-    together = dspy.BetterTogether(metric=metric, p=prompts, w=optimizer())
+    prompts = dspy.BootstrapFewShot(metric=by_length, max_bootstrapped_demos=1, max_labeled_demos=1)
+    together = dspy.BetterTogether(metric=by_length, p=prompts, w=optimizer())
     with dspy.context(lm=policy.lm()):  # BootstrapFewShot takes the predictors' own away while it works
         best = together.compile(student, trainset=EXAMPLES, valset=EXAMPLES[:2], strategy=strategy, seed=1)
     assert not best.flag_compilation_error_occurred
@@ -81,7 +65,7 @@ class Telling(Lenient):
 
 def wants_a_prompt(example, prediction, trace=None, module=None, own=None):
     """More for any demonstration, or for the one good instruction, than for any answer."""
-    return (metric(example, prediction) + (prediction.shown > 0 or prediction.told == INSTRUCTION)) / 2
+    return (by_length(example, prediction) + (prediction.shown > 0 or prediction.told == INSTRUCTION)) / 2
 
 
 def mipro_stage(lm):

@@ -4,13 +4,14 @@ import json
 
 import dspy
 import pytest
-from tiny_policy import RawAdapter, fields, scripted_lm, tiny_policy
+from tiny_policy import fields, scripted_lm, tiny_policy
+from training_setup import QUESTIONS as EXAMPLES
+from training_setup import Lenient, by_length
 
 from mmgrpo.errors import UserError
 from mmgrpo.fast_slow import CountedRuns, fast_slow
 from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, SamplingSettings
 
-EXAMPLES = [dspy.Example(question=f"question {n}", answer=str(n)).with_inputs("question") for n in range(6)]
 STEP = 2 * 3  # program runs
 SETTINGS = GRPOSettings(steps=12, inputs=2, rollouts=3, group_size=3, learning_rate=1e-2, warmup_steps=0, beta=0.0)
 MIPRO = MIPROSettings(
@@ -20,23 +21,7 @@ MIPRO = MIPROSettings(
 pytestmark = pytest.mark.usefixtures("nothing_but_training")
 
 
-class Lenient(dspy.Module):
-    """Answers whatever the random model says."""
-
-    def __init__(self):
-        super().__init__()
-        self.reply = dspy.Predict("question -> answer")
-
-    def forward(self, question):
-        with dspy.context(adapter=RawAdapter()):
-            return self.reply(question=question)
-
-
-def metric(example, prediction, trace=None):
-    return float(len(prediction.answer) % 7) / 7
-
-
-def take_turns(folder, *, score=metric, grpo=SETTINGS, **settings):
+def take_turns(folder, *, score=by_length, grpo=SETTINGS, **settings):
     return fast_slow(
         Lenient(), lm=tiny_policy().lm(), metric=score, trainset=EXAMPLES[:4], valset=EXAMPLES[4:], grpo=grpo,
         settings=FastSlowSettings(**{"rounds": 2, "trials": 1} | settings), mipro_settings=MIPRO,

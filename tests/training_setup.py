@@ -10,6 +10,7 @@ from mmgrpo.settings import GRPOSettings, SamplingSettings
 
 TRAIN = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(5)]
 VALID = TRAIN[:2]
+QUESTIONS = [dspy.Example(question=f"question {n}", answer=str(n)).with_inputs("question") for n in range(6)]
 
 
 class Pair(dspy.Module):
@@ -23,6 +24,23 @@ class Pair(dspy.Module):
     def forward(self, q):
         first = self.a(q=q)
         return dspy.Prediction(t=first.t + self.b(q=q).t + self.b(q="again").t)
+
+
+class Lenient(dspy.Module):
+    """A program that answers whatever the random model says, so that untrained tiny weights give rewards to compare."""
+
+    def __init__(self):
+        super().__init__()
+        self.reply = dspy.Predict("question -> answer")
+
+    def forward(self, question):
+        with dspy.context(adapter=RawAdapter()):
+            return self.reply(question=question)
+
+
+def by_length(example, prediction, trace=None):
+    """A reward for the length of an answer, up to a multiple of seven."""
+    return float(len(prediction.answer) % 7) / 7
 
 
 def noise(example, prediction, trace=None):

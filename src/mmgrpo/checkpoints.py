@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from mmgrpo import distributed
+from mmgrpo.hashing import sha256_of
 from mmgrpo.records import write_json
 
 MANIFEST = "manifest.json"
@@ -66,9 +66,5 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    hashes = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file != folder / MANIFEST:
-            with file.open("rb") as stream:
-                hashes[str(file.relative_to(folder))] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / MANIFEST]
+    return {str(file.relative_to(folder)): sha256_of(file) for file in files}

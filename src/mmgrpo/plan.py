@@ -18,9 +18,11 @@ from mmgrpo import paths, profiles, records, tasks
 from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
+from mmgrpo.report import published
 
-GRPO_HOURS, GRPO_SAMPLES = 18.7, 750 * 4 * 12  # the paper's, of an 8B model
-MIPRO_HOURS, MIPRO_TRIALS = 1.4, 12
+# The paper's, of an 8B model.
+GRPO_HOURS, GRPO_SAMPLES = published.hours("module_grpo"), 750 * 4 * 12
+MIPRO_HOURS, MIPRO_TRIALS = published.hours("prompt_optimization"), 12
 PAPER_BILLIONS = 8
 PAPER_GPUS = 2
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @property
+    @cached_property  # a batch asks several times
     def stem(self) -> int:
         """How many tokens all rows begin with, leaving each row at least its last; they are the first nodes."""
         shortest = min(len(path) for path in self.paths) - 1

@@ -7,7 +7,7 @@ import functools
 import io
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,12 @@ class FirstFault(BaseCallback):
 
         return watching
 
-    def raise_it(self) -> None:
+    @contextlib.contextmanager
+    def search(self, lm: PolicyLM, adapter: dspy.Adapter) -> Iterator[None]:
+        """Search quietly under `lm` and `adapter`; raises the fault, if there was one, at the end."""
+        callbacks = [*(dspy.settings.callbacks or []), self]
+        with dspy.context(lm=lm, adapter=adapter, callbacks=callbacks), _quietly():
+            yield
         if self.error is not None:
             raise self.error
 
@@ -132,7 +137,7 @@ def mipro(
     )
     optimizer.num_instruct_candidates = settings.instruction_candidates
     minibatch = settings.minibatch is not None and settings.minibatch < len(valset)
-    with dspy.context(lm=lm, adapter=adapter, callbacks=[*(dspy.settings.callbacks or []), fault]), quietly():
+    with fault.search(lm, adapter):
         best = optimizer.compile(
             program,
             trainset=list(trainset),
@@ -141,7 +146,6 @@ def mipro(
             minibatch=minibatch,
             minibatch_size=settings.minibatch if minibatch else len(valset),
         )
-    fault.raise_it()
     return Optimized(best, _trials(best), dict(adapter.proposals))
 
 
@@ -155,7 +159,7 @@ def _trials(best: dspy.Module) -> tuple[dict[str, float], ...]:
 
 
 @contextlib.contextmanager
-def quietly():
+def _quietly():
     """MIPROv2, GEPA and the evaluators under them print and log every candidate; the record holds what matters."""
     loggers = [logging.getLogger(name) for name in ("dspy", "optuna")]
     before = [logger.level for logger in loggers]

@@ -12,7 +12,7 @@ import dspy
 from dspy.teleprompt.gepa import InstructionProposer
 
 from mmgrpo.policy.lm import PolicyLM
-from mmgrpo.prompt_optimization import FirstFault, Optimized, ProposerAdapter, quietly
+from mmgrpo.prompt_optimization import FirstFault, Optimized, ProposerAdapter
 from mmgrpo.rollout import strict_adapter
 from mmgrpo.settings import GEPASettings
 from mmgrpo.tasks import Judgement
@@ -50,10 +50,8 @@ def gepa(
         track_stats=True,
         seed=seed,
     )
-    callbacks = [*(dspy.settings.callbacks or []), fault]
-    with dspy.context(lm=lm, adapter=strict_adapter(), callbacks=callbacks), quietly():
+    with fault.search(lm, strict_adapter()):
         best = optimizer.compile(program, trainset=list(trainset), valset=list(valset))
-    fault.raise_it()
     found = best.detailed_results
     del best.detailed_results  # it holds every candidate
     scored = zip(found.val_aggregate_scores, found.discovery_eval_counts, strict=True)

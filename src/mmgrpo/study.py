@@ -19,6 +19,7 @@ import torch
 
 from mmgrpo import cells, paths, policy, profiles, records, rollout, tasks
 from mmgrpo.cells import Cell
+from mmgrpo.machine import processor
 from mmgrpo.policy import Policy
 from mmgrpo.records import Record, Score
 from mmgrpo.settings import GRPOSettings, MIPROSettings, Profile, SamplingSettings
@@ -177,22 +178,13 @@ def _commit() -> str:
 
 def _machine(precision: str) -> dict[str, Any]:
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "precision": precision,
     }
-
-
-def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
-    try:
-        named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        return named[0].partition(":")[2].strip()
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
 
 
 def _peak_memory_gb() -> float:

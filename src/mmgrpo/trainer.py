@@ -49,7 +49,7 @@ class RowTrainer(GRPOTrainer):
         check_trl()
         super().__init__(
             model=policy.trainable(),
-            reward_funcs=_no_reward,  # rewards are in the rows
+            reward_funcs=no_reward,  # rewards are in the rows
             args=args,
             # TRL repeats each entry twice (its smallest group) and iterates `iterations` times over it; each process
             # takes one a step.
@@ -170,7 +170,8 @@ def _per_token(pack: list[Row], device) -> tuple[Tensor, Tensor, Tensor]:
     return spread[:, 0], spread[:, 1], sampled
 
 
-def _no_reward(prompts, completions, **kwargs):
+def no_reward(prompts, completions, **kwargs):
+    """TRL wants a reward function; rows bring their rewards along, and this one is never asked."""
     raise NotImplementedError("rewards come with the rows")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
+
+from mmgrpo.machine import processor
 
 
 def side_by_side(ways: Sequence[Callable[[], object]], runs: int) -> list[float]:
@@ -31,14 +31,5 @@ def timed(way: Callable[[], object]) -> float:
 def machine() -> str:
     """The processor and the versions that a number depends on, in words."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return f"{device}, {torch.get_num_threads()} threads, {packages}"
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -41,7 +41,7 @@ def step_peak(setup: Setup, side: str) -> float:
         if side == "ours":
             step = our_step(policy, rows, size, Path(folder))
         else:
-            step = trl_step(plain_copy(policy), policy.tokenizer, rows, size, Path(folder))
+            step = trl_step(plain_copy(policy.trainable()), policy.tokenizer, rows, size, Path(folder))
         return added_at_peak(step) / 2**20
 
 

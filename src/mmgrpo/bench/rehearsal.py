@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Qwen3Config
 
+from mmgrpo.bench.shapes import FIRST_WORD
 from mmgrpo.objective import Row
 from mmgrpo.policy import Policy, embedded
 from mmgrpo.policy.sampler import SamplingRequest
+from mmgrpo.report import published
 from mmgrpo.settings import GRPOSettings, PolicySettings, SamplingSettings
 from mmgrpo.trainer import Batch, RowTrainer, arguments
 
 NO_GPU = "There is no GPU here, so nothing was rehearsed: the step needs one with about 80 GiB."
-PAPER_HOURS, PAPER_STEPS = 18.7, 750  # on 2 x H100, mean over the paper's runs
-FIRST_WORD = 100  # tokens below are special ones
+PAPER_STEPS = 750
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Rehearsal:
                 f"sampling: {self.sampling_seconds:.1f} s, {self.sampled_tokens / self.sampling_seconds:,.0f} tokens/s",
                 f"training: {training:.1f} s, {self.trained_tokens / training:,.0f} tokens/s of all rows",
                 f"one step: {self.step_seconds:.1f} s, peak memory {self.peak_gib:.1f} GiB",
-                f"{PAPER_STEPS} steps: {self.hours:.1f} h on this GPU; the paper: {PAPER_HOURS} h on 2 x H100",
+                f"{PAPER_STEPS} steps: {self.hours:.1f} h on this GPU; the paper: {published.hours('module_grpo')} h on 2 x H100",
             ]
         )
 

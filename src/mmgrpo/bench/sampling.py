@@ -5,7 +5,6 @@ All make exactly the same number of tokens in fp32: the end-of-turn token doesn'
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmgrpo.bench import shapes
 from mmgrpo.bench.measure import side_by_side
 from mmgrpo.bench.record import Comparison, Setup, Skipped, Target
 from mmgrpo.bench.shapes import TEMPERATURE
+from mmgrpo.bench.training import plain_copy
 from mmgrpo.policy import Policy
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
 
@@ -73,7 +73,7 @@ def _ours(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int]:
 
 def _generate(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int]:
     """transformers' `generate` on all prompts as one batch, padded on the left, with a cache of keys and values."""
-    model = _plain_copy(policy)
+    model = plain_copy(policy.sampler.model)
     longest = max(map(len, prompts))
     ids = torch.tensor([[policy.tokenizer.pad_token_id] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -95,7 +95,7 @@ def _vllm(policy: Policy, prompts: Prompts, length: int, folder: Path) -> Callab
     """vLLM with its cache of shared prefixes, from the same weights. Its CPU build can't seed single requests."""
     from vllm import LLM, SamplingParams
 
-    _plain_copy(policy).save_pretrained(folder)
+    plain_copy(policy.sampler.model).save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     llm = LLM(str(folder), dtype="float32", enable_prefix_caching=True, max_model_len=policy.settings.context, seed=0)
     wanted = SamplingParams(temperature=TEMPERATURE, max_tokens=length, ignore_eos=True)
@@ -106,10 +106,3 @@ def _vllm(policy: Policy, prompts: Prompts, length: int, folder: Path) -> Callab
         return sum(len(one.outputs[0].token_ids) for one in out)
 
     return run
-
-
-def _plain_copy(policy: Policy):
-    """The sampler's model as transformers makes it."""
-    model = copy.deepcopy(policy.sampler.model)
-    model.set_attn_implementation("sdpa")
-    return model

@@ -29,7 +29,7 @@ from mmgrpo.bench.shapes import TEMPERATURE, Shape
 from mmgrpo.objective import Row
 from mmgrpo.policy import Policy
 from mmgrpo.settings import GRPOSettings
-from mmgrpo.trainer import Batch, RowTrainer, arguments
+from mmgrpo.trainer import Batch, RowTrainer, arguments, no_reward
 
 FULL = {"inputs": 4, "rollouts": 12, "runs": 1}
 Step = Callable[[], None]
@@ -58,7 +58,7 @@ def _compare(setup: Setup, benchmark: str, make: Callable[..., Shape], target: T
     policy, size = setup.make_policy(), setup.size
     shape = make(policy.tokenizer, size)
     shake(policy)
-    peer_model = plain_copy(policy)
+    peer_model = plain_copy(policy.trainable())
     with TemporaryDirectory() as folder:
         ours = our_step(policy, shape.rows, size, Path(folder))
         peer = trl_step(peer_model, policy.tokenizer, shape.rows, size, Path(folder))
@@ -81,11 +81,12 @@ def shake(policy: Policy, seed: int = 0) -> None:
             weight.data.copy_(0.01 * torch.randn(weight.shape, generator=generator))
 
 
-def plain_copy(policy: Policy):
-    """The trainable model as PEFT and transformers make it; to be taken before a trainer wraps the forward pass."""
-    model = copy.deepcopy(policy.trainable())
-    model.get_base_model().set_attn_implementation("sdpa")
-    return model
+def plain_copy(model):
+    """A model as PEFT and transformers make it; to be taken before a trainer wraps the forward pass."""
+    copied = copy.deepcopy(model)
+    base = copied.get_base_model() if hasattr(copied, "get_base_model") else copied
+    base.set_attn_implementation("sdpa")
+    return copied
 
 
 def our_step(policy: Policy, rows: Sequence[Row], size: Size, folder: Path) -> Step:
@@ -106,7 +107,7 @@ def our_step(policy: Policy, rows: Sequence[Row], size: Size, folder: Path) -> S
 def trl_step(model, tokenizer, rows: Sequence[Row], size: Size, folder: Path) -> Step:
     """The same by TRL. Its loss is a mean over rows of means over tokens, so advantages carry our weights."""
     trainer = GRPOTrainer(
-        model=model, reward_funcs=_no_reward, processing_class=tokenizer, train_dataset=Dataset.from_dict({"prompt": ["-"]}),
+        model=model, reward_funcs=no_reward, processing_class=tokenizer, train_dataset=Dataset.from_dict({"prompt": ["-"]}),
         args=trl_arguments(folder, per_device_train_batch_size=2, num_generations=2),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -160,7 +161,3 @@ def _padded(rows: Sequence[Row], padding: int, batches: int, device) -> dict[str
         "completion_ids": completion_ids, "completion_mask": completion_mask,
         "advantages": torch.tensor(advantages, device=device),
     }  # fmt: skip
-
-
-def _no_reward(prompts, completions, **kwargs):
-    raise NotImplementedError("rewards are in the rows")

@@ -69,7 +69,7 @@ def _trl(policy: Policy, prompts: list[str], longest: int, size: Size, folder: P
     batch = max(number for number in range(1, rows + 1) if rows % number == 0 and number <= most)
     settings = GRPOSettings()
     trainer = GRPOTrainer(
-        model=plain_copy(policy), reward_funcs=_rewards, processing_class=policy.tokenizer,
+        model=plain_copy(policy.trainable()), reward_funcs=_rewards, processing_class=policy.tokenizer,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         args=trl_arguments(
             folder, per_device_train_batch_size=batch, gradient_accumulation_steps=rows // batch,

@@ -35,6 +35,11 @@ def cost() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["strategy", "hours", "hardware"])
 
 
+def hours(strategy: str) -> float:
+    """Wall-clock hours of one run of a strategy, on the hardware that `cost` names."""
+    return _content()["cost"][strategy]["hours"]
+
+
 def settings() -> dict[str, Any]:
     """Setting (by its dotted key in a record) -> the paper's value, or its values by model or task."""
     return dict(_content()["settings"])

@@ -76,9 +76,7 @@ class Task:
     spending: Callable[[], dict[str, dict[str, float]]] = dict  # so far, by role: calls, tokens, dollars of paid APIs
     api: Api | None = None
     folder: str = ""  # of its files below MMGRPO_DATA_DIR, where that isn't its name
-    lacking: Callable[[str], str | None] = lambda source: (
-        None
-    )  # what is missing here for rows of a source, in a sentence
+    lacking: Callable[[str], str | None] = lambda source: None  # what rows of a source need that isn't here, a sentence
     private: Callable[[dspy.Example], Sequence[str]] = lambda example: ()  # texts of an example that few may see
 
     def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:

@@ -16,7 +16,7 @@ from mmgrpo.settings import Settings
 from mmgrpo.tasks import Api, Judgement, Splits, Task
 from mmgrpo.tasks.papillon import judges
 from mmgrpo.tasks.papillon.program import Papillon
-from mmgrpo.tasks.papillon.rows import load
+from mmgrpo.tasks.papillon.rows import FOLDER, load
 from mmgrpo.tasks.papillon.untrusted import ApiModel, LocalModel, key_of, language_model
 
 GPT = "openai/gpt-4.1-mini-2025-04-14"
@@ -82,7 +82,7 @@ def task(options: Options) -> Task:
         "NAACL 2025",
         licence="MIT (real rows), Apache-2.0 (embedded rows)",
         api=api(options),
-        folder="pupa",
+        folder=FOLDER,
         private=lambda example: example.pii_units,
         spending=spending,
     )

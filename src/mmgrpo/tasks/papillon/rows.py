@@ -18,6 +18,7 @@ from mmgrpo.tasks.papillon.judges import words
 HUB = "Columbia-NLP/PUPA"
 HUB_REVISION = "9981b49b6ced0033988a224b6712895ebf119294"
 HUB_FILE = "PUPA_New.csv"
+FOLDER = "pupa"  # below MMGRPO_DATA_DIR
 COLUMNS = ("user_query", "target_response", "pii_units")
 MAX_CHARACTERS = 12_000  # a longer query ends there; 1% of the real ones, and what fits a context of 8,192 tokens
 SEPARATOR = "||"  # between private units
@@ -30,7 +31,7 @@ def load(sizes: SplitSizes) -> Splits:
     annotations; a query is kept once, with the private units of all its rows.
     """
     if paths.local_data() is not None:
-        source, file = "local", paths.local_data() / "pupa" / HUB_FILE
+        source, file = "local", paths.local_data() / FOLDER / HUB_FILE
     elif sizes.source == "hub":
         source, file = "hub", _from_hub()
     else:
@@ -94,5 +95,5 @@ def _from_hub() -> Path:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{HUB} could not be loaded ({first}): check the network, or set MMGRPO_DATA_DIR to a folder "
-            f"with pupa/{HUB_FILE}."
+            f"with {FOLDER}/{HUB_FILE}."
         ) from None
