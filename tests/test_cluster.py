@@ -14,7 +14,7 @@ ray = pytest.importorskip(
     "ray", reason="Ray is not installed (the extra `cluster`), so its place for cells is not tested."
 )
 
-from mmgrpo.cluster import Cluster, resources
+from mmgrpo.cluster import Cluster, resources  # noqa: E402
 
 NODES = 3
 

@@ -107,7 +107,7 @@ def test_reward_variance_needs_a_group_that_was_cut(cut):
 
 def scored(*details, outcomes=("completed", "completed"), **changes):
     """A run whose test examples have these parts."""
-    scores = tuple(Score(f"e{i}", 0.5, end, each) for i, (each, end) in enumerate(zip(details, outcomes)))
+    scores = tuple(Score(f"e{i}", 0.5, end, each) for i, (each, end) in enumerate(zip(details, outcomes, strict=False)))
     return dataclasses.replace(record(**changes), scores=scores)
 
 

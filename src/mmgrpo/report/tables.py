@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -131,7 +132,7 @@ def outcomes(records: Sequence[Record]) -> Table:
 
 
 def _reproduced(mean: float, sd: float, low: float, high: float) -> str:
-    return f"{spread(mean, sd)} {bounds(low, high)}" if mean == mean else names.MISSING
+    return f"{spread(mean, sd)} {bounds(low, high)}" if not math.isnan(mean) else names.MISSING
 
 
 def _heads(numbers: pd.DataFrame) -> pd.DataFrame:
