@@ -85,7 +85,7 @@ test-faults: .venv ## kill grids and trainings at random for up to half an hour,
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else "mmgrpo needs Python 3.11 or newer, and $(PYTHON) is %d.%d: install a newer one or say where it is, `make PYTHON=/path/to/python3.11`." % v)'
 	@echo 'Making .venv: some minutes and 2.3 GB, several more where torch is a CUDA build.'
 	@$(PYTHON) -m venv .venv
-	@$(PY) -m pip install -q --require-hashes --no-deps -r requirements.lock
+	@$(PY) -m pip install -q --require-hashes --no-deps -r requirements.lock || { echo "mmgrpo: the packages of requirements.lock could not be installed; pip says above which and why. Where a hash doesn't match, the lock file or the download was changed: git checkout requirements.lock; else check the network, then run make again." >&2; exit 1; }
 	@$(PY) -m pip install -q -c torch.lock torch
 	@$(PY) -m pip install -q --no-deps --no-build-isolation -e .
 	@$(PY) -m pip check

@@ -1,9 +1,11 @@
-"""Fixtures of the tests that train."""
+"""Fixtures of the tests that train, and of those that must see no real data and no key."""
 
 import gc
 import tempfile
 
+import dspy
 import pytest
+from dspy.clients.cache import Cache
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +27,11 @@ def nothing_but_training():
 def temporary_folders_go(tmp_path_factory, monkeypatch):
     """Runs without a folder of their own make one where pytest cleans up."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture
+def embedded_rows_and_no_api(monkeypatch):
+    """Neither a folder of real data nor a key, and no reply kept from another test."""
+    monkeypatch.delenv("MMGRPO_DATA_DIR", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(dspy, "cache", Cache(enable_disk_cache=False, enable_memory_cache=True, disk_cache_dir=""))

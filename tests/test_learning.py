@@ -1,17 +1,23 @@
-"""Does it learn? A real model, a program of two modules, and a reward that only the first of them can earn.
+"""Does it learn? The embedded model, a program of two modules, and a reward that only the first of them can earn.
 
-Takes minutes, so `make test` leaves it out: `make test-learning` runs it.
+Before that: is what the embedded model would be trained on what it sampled? Takes minutes, so `make test` leaves it
+out: `make test-learning` runs it.
 """
 
 import random
+from typing import Literal
 
 import dspy
 import pytest
-from training_setup import Spy
+import torch
+from factories import shake
+from training_setup import Pair, Spy, noise
 
-from mmgrpo import policy, training_run
+from mmgrpo import policy, rollout, training_run
 from mmgrpo.errors import UserError
+from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.optimizer import MMGRPO
+from mmgrpo.rollout import jobs_for
 from mmgrpo.settings import GRPOSettings, PolicySettings, SamplingSettings
 
 pytestmark = [
@@ -23,6 +29,7 @@ pytestmark = [
 PRICES = {"bicycle": 0.0, "car": 0.25, "ferry": 0.5, "plane": 0.75, "train": 1.0}  # the reward of each way to travel
 TOWNS = ["Lisbon", "Oslo", "Vienna", "Dublin", "Prague", "Athens", "Warsaw", "Geneva"]
 TRAIN = [dspy.Example(town=town).with_inputs("town") for town in TOWNS]
+QUESTIONS = [dspy.Example(q=f"the country of {town}").with_inputs("q") for town in TOWNS]
 SETTINGS = GRPOSettings(
     steps=24,
     inputs=2,
@@ -43,8 +50,8 @@ class Journey(dspy.Module):
 
     def __init__(self):
         super().__init__()
-        choice = dspy.Signature({"town": (str, dspy.InputField()), "travel": (str, dspy.OutputField())})
-        self.choose = dspy.Predict(choice.with_instructions(f"Choose one way to travel: {', '.join(PRICES)}."))
+        fields = {"town": (str, dspy.InputField()), "travel": (Literal[tuple(PRICES)], dspy.OutputField())}
+        self.choose = dspy.Predict(dspy.Signature(fields, "Choose a way to travel to the town."))
         self.say = dspy.Predict(dspy.Signature("travel -> sentence", "Say in a few words how somebody travels."))
 
     def forward(self, town):
@@ -52,25 +59,39 @@ class Journey(dspy.Module):
         return dspy.Prediction(travel=travel, sentence=self.say(travel=travel).sentence)
 
 
-def worth(prediction):
-    """What the choice earns; no known way to travel, or several at once, is worth nothing."""
-    named = [price for way, price in PRICES.items() if way in prediction.travel.lower()]
-    return named[0] if len(named) == 1 else 0.0
+def worth(example, prediction, trace=None):
+    """What the choice earns."""
+    return PRICES[prediction.travel]
+
+
+def shuffled():
+    """The same rewards, dealt to the wrong runs: each run gets what some run before it was worth."""
+    earned, draws = [], random.Random(0)
+
+    def reward(example, prediction, trace=None):
+        earned.append(worth(example, prediction))
+        return draws.choice(earned)
+
+    return reward
+
+
+def embedded_policy(**settings):
+    try:
+        return policy.load("smollm2-135m", PolicySettings(max_tokens=48, batch=48, **settings), seed=0)
+    except (UserError, OSError) as error:
+        pytest.skip(f"The embedded model can't be had here ({error}).")
 
 
 def train(monkeypatch, reward):
     """What the choices of each step's runs were worth on average, and the groups and the log of the training."""
-    try:
-        model = policy.load("smollm2-135m", PolicySettings(max_tokens=32, batch=32), seed=0)
-    except (UserError, OSError) as error:
-        pytest.skip(f"The embedded model can't be had here ({error}).")
-    steps = Spy(monkeypatch, training_run, "metrics_of")
+    model = embedded_policy()
+    steps, grouped = Spy(monkeypatch, rollout, "run"), Spy(monkeypatch, training_run, "metrics_of")
     optimizer = MMGRPO(reward, settings=SETTINGS, sampling=SamplingSettings(temperature=1.0))
     with dspy.context(lm=model.lm()):
         log = optimizer.compile(Journey(), trainset=TRAIN).training_log
-    found = [[worth(run.prediction) if run.prediction else 0.0 for run in runs] for (runs, _), _, _ in steps.calls]
-    groups = [group for (_, grouping), _, _ in steps.calls for group in grouping.groups]
-    return [sum(step) / len(step) for step in found], groups, log
+    found = [[worth(None, run.prediction) for run in runs if run.prediction] for _, _, runs in steps.calls]
+    groups = [group for (_, grouping), _, _ in grouped.calls for group in grouping.groups]
+    return [sum(step) / max(1, len(step)) for step in found], groups, log
 
 
 def rise(worths):
@@ -78,17 +99,32 @@ def rise(worths):
     return sum(worths[-THIRD:]) / THIRD - sum(worths[:THIRD]) / THIRD
 
 
+def test_trainer_and_sampler_agree_on_every_token():
+    """With demonstrations, two modules of one signature, and replies that end before they parse."""
+    model = embedded_policy(precision="fp32")
+    shake(model.trainable(), seed=1)  # as if trained for a while
+    model.sync()
+    program = Pair()
+    program.b.demos = [dspy.Example(q="the capital of Norway", t="Oslo"), dspy.Example(q="two and two", t="four")]
+    runs = rollout.run(program, jobs_for(QUESTIONS, 6, 0), lm=model.lm(temperature=0.7), metric=noise)
+    calls = [call for run in runs for call in run.calls]
+    trained = completion_logprobs(model.trainable(), calls)
+    sampled = torch.tensor([value for call in calls for value in call.logprobs])
+    assert (trained - sampled).abs().max() < 1e-3
+    assert {call.module for call in calls} == {"a", "b"}
+    assert any(call.status != "ok" for call in calls) and any(call.status == "ok" for call in calls)
+
+
 def test_reward_rises_for_what_earns_it_and_not_for_noise(monkeypatch):
-    worths, groups, log = train(monkeypatch, lambda example, prediction, trace=None: worth(prediction))
+    worths, groups, log = train(monkeypatch, worth)
     print("worth of each step:", [round(step, 2) for step in worths])  # shown where the test fails
     assert {group.key[1] for group in groups} == {"choose", "say"}
-    assert all({"reward/choose", "reward/say"} <= set(entry) for entry in log.curve)
-    assert rise(worths) > MARGIN
     first, last = log.curve[:THIRD], log.curve[-THIRD:]
+    assert all({"reward/choose", "reward/say"} <= set(entry) for entry in last)  # at first few runs come to the second
+    assert rise(worths) > MARGIN
     assert sum(entry["reward"] for entry in last) - sum(entry["reward"] for entry in first) > MARGIN * THIRD
 
-    draws = random.Random(0)
-    noise, groups, _ = train(monkeypatch, lambda example, prediction, trace=None: draws.random())
-    print("the same under random rewards:", [round(step, 2) for step in noise])
+    noise, groups, _ = train(monkeypatch, shuffled())
+    print("the same under shuffled rewards:", [round(step, 2) for step in noise])
     assert groups  # it was trained all right
     assert rise(noise) < rise(worths) / 2

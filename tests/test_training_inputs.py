@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import dspy
 import pytest
 from tiny_policy import tiny_policy
 from training_setup import TRAIN, Pair, Spy, compile_, noise, optimizer
 
 from mmgrpo import rollout, training_run
+from mmgrpo.errors import UserError
 from mmgrpo.training_run import TrainingRun, inputs_of_step
 
 pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
@@ -40,18 +42,37 @@ def test_teacher_shares_the_groups_of_the_student(monkeypatch):
     log = compile_(tiny_policy(), optimizer(steps=1, rollouts=4, group_size=4), teacher=teacher).training_log
     assert log.curve[0]["rollouts"] == 8
     (student_runs, teacher_runs) = (result for _, _, result in runs.calls)
-    assert [run.rollout for run in student_runs] == [0, 2, 0, 2] and [run.rollout for run in teacher_runs] == [
-        1,
-        3,
-        1,
-        3,
-    ]
+    assert [run.rollout for run in student_runs] == [0, 2, 0, 2]
+    assert [run.rollout for run in teacher_runs] == [1, 3, 1, 3]
     policy = tiny_policy()
     for run, expected in ((student_runs[0], False), (teacher_runs[0], True)):
         assert ("TEACH ME" in policy.tokenizer.decode(run.calls[0].prompt_ids)) is expected
     groups = TrainingRun._group(_plan(), [*student_runs, *teacher_runs], 0).groups
     sizes = {len(group.members) for group in groups}
     assert sizes == {4}
+
+
+class Idle(Pair):
+    """Has modules that it doesn't ask: one of its two, or both."""
+
+    def __init__(self, asked=()):
+        super().__init__()
+        self.asked = asked
+
+    def forward(self, q):
+        return dspy.Prediction(t="".join(getattr(self, name)(q=q).t for name in self.asked))
+
+
+@pytest.mark.parametrize("adapters", ["shared", "per_module"])
+def test_module_that_no_run_called_is_named(adapters):
+    with pytest.warns(UserWarning, match="No run called b: nothing was learnt there"):
+        log = compile_(tiny_policy(), optimizer(adapters=adapters), Idle(["a"])).training_log
+    assert log.curve[0]["groups/kept"] == 2
+
+
+def test_program_that_calls_no_module_is_refused():
+    with pytest.raises(UserError, match="None of the program's modules was called in 6 runs"):
+        compile_(tiny_policy(), optimizer(), Idle())
 
 
 def _plan():

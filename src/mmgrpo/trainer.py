@@ -220,7 +220,7 @@ def check_trl() -> None:
         )
 
 
-class Progress(TrainerCallback):
+class StepBar(TrainerCallback):
     """A progress bar with time left and the latest reward."""
 
     def __init__(self, title: str):

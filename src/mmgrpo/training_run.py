@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import dspy
 import numpy as np
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mmgrpo import checkpoints, distributed, rollout
@@ -27,11 +27,11 @@ from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.recorder import seed_of
 from mmgrpo.records import write_json
 from mmgrpo.settings import GRPOSettings, SamplingSettings
-from mmgrpo.trainer import Batch, Progress, RowTrainer, arguments
+from mmgrpo.trainer import Batch, RowTrainer, StepBar, arguments
 from mmgrpo.trajectory import Trajectory
+from mmgrpo.validation import Validation, best_adapter
 
 Level = Literal["module", "trajectory"]
-BEST = "best"  # adapters that are kept for their validation score
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TrainingRun:
                 self.plan.settings, folder=self.folder, seed=self.plan.seed,
                 precision=self.policy.precision, report_to=self.plan.report_to,
             ),
-            callbacks=[validation, checkpoints.Seal(), Progress(f"{self.plan.level}-level GRPO")],
+            callbacks=[validation, checkpoints.Seal(), StepBar(f"{self.plan.level}-level GRPO")],
         )  # fmt: skip
         checkpoint = checkpoints.last_good(self.folder)
         if checkpoint is not None and validation.had_enough(checkpoints.step_of(checkpoint)):
@@ -100,6 +100,7 @@ class TrainingRun:
             raise UserError(f"{adapter} is damaged: delete {self.folder} and run again.")
         self.policy.load_adapter(adapter)
         curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
+        _tell_idle(modules, curve)
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
         return TrainingLog(curve, tuple(validation.scores), best, adapter, rollouts)
 
@@ -152,6 +153,11 @@ class TrainingRun:
                 format_failure_reward=settings.format_failure_reward,
             )  # fmt: skip
             trajectories += distributed.all_of([replace(run, prediction=None) for run in runs])
+        if all(run.outcome == "completed" and not run.calls for run in trajectories):
+            raise UserError(
+                f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
+                "forward has to call its own predictors, by their attributes."
+            )
         grouping = self._group(trajectories, step)
         if grouping.groups and distributed.is_first():
             write_json(outline(step, trajectories, grouping.groups), self._outline)
@@ -168,9 +174,14 @@ class TrainingRun:
         )
 
 
-def best_adapter(folder: Path, step: float) -> Path:
-    """Where the adapter of the best step lies, as long as no better one is found."""
-    return folder / f"{BEST}-{int(step)}"
+def _tell_idle(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> None:
+    """Warn of modules that no run called."""
+    idle = [name for name in modules if curve and not any(f"reward/{name}" in entry for entry in curve)]
+    if idle:
+        warnings.warn(
+            f"No run called {', '.join(idle)}: nothing was learnt there. Check the program's branches, or the trainset's inputs.",
+            stacklevel=2,
+        )
 
 
 def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, seed: int) -> list[dspy.Example]:
@@ -208,68 +219,6 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
 
 def _mean_deviation(groups: Sequence[Group]) -> float:
     return float(np.mean([group.rewards.std() for group in groups])) if groups else 0.0
-
-
-class Validation(TrainerCallback):
-    """Scores the policy on the validation set before training and every few updates; keeps the best adapter."""
-
-    def __init__(self, run: TrainingRun):
-        self.run = run
-        self.file = run.folder / "validation.json"
-        self.scores: list[dict[str, float]] = []
-        self.best: dict[str, float] = {}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step and self.file.exists():
-            self._restore(state.global_step)
-        elif self.run.valset:
-            self._score(0)
-
-    def had_enough(self, step: int) -> bool:
-        """Whether a run whose last checkpoint is at `step` had stopped there, out of patience."""
-        if not self.file.exists():
-            return False
-        self._restore(step)
-        return self._out_of_patience()
-
-    def _restore(self, step: int) -> None:
-        """What was scored up to a checkpoint."""
-        kept = json.loads(self.file.read_text())
-        self.scores = [entry for entry in kept["scores"] if entry["step"] <= step]
-        self.best = kept["best"]
-
-    def on_step_end(self, args, state, control, **kwargs):
-        every = self.run.plan.settings.validate_every * self.run.plan.settings.iterations
-        if self.run.valset and (state.global_step % every == 0 or state.global_step == state.max_steps):
-            self._score(state.global_step)
-            control.should_training_stop |= self._out_of_patience()
-
-    def _out_of_patience(self) -> bool:
-        patience = self.run.plan.settings.patience
-        later = [entry for entry in self.scores if entry["step"] > self.best["step"]]
-        return patience is not None and len(later) >= patience
-
-    def _score(self, step: int) -> None:
-        run = self.run
-        run.policy.sync()
-        scored = rollout.evaluate(
-            run.programs[0],
-            distributed.share(run.valset),
-            policy=run.policy,
-            metric=run.plan.metric,
-            progress=f"validation at step {step}",
-        )
-        scored = distributed.all_of([replace(one, prediction=None) for one in scored])
-        entry = {"step": float(step), "score": rollout.mean_score(scored)}
-        self.scores.append(entry)
-        if not self.best or entry["score"] > self.best["score"]:
-            run.save(best_adapter(run.folder, step))
-            self.best = entry
-        if distributed.is_first():
-            write_json({"scores": self.scores, "best": self.best}, self.file)
-            for older in run.folder.glob(f"{BEST}-*"):  # now that none is named any more
-                if older != best_adapter(run.folder, self.best["step"]):
-                    shutil.rmtree(older)
 
 
 def _floats(entry: dict) -> dict[str, float]:

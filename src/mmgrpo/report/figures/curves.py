@@ -42,14 +42,16 @@ def learning_curves(records: Sequence[Record]) -> Figure | None:
 
 def _lines(axis: Axes, frame: pd.DataFrame, value: str, models: list[str], window: int) -> None:
     """Means over seeds, smoothed over `window` steps, with a thin line a seed where there is more than one."""
-    for (strategy, model), members in frame.groupby(["strategy", "model"]):
+    groups = list(frame.groupby(["strategy", "model"]))
+    for above, ((strategy, model), members) in zip(reversed(range(len(groups))), groups, strict=True):
         style = {"color": colour(strategy), "linestyle": nth(LINES, models.index(model))}
         wide = members.groupby(["step", "seed"])[value].mean().unstack()
         smooth = wide.rolling(window, center=True, min_periods=1).mean()
         single, marker = smooth.shape[1] == 1, "o" if window == 1 else None
         if not single:
             axis.plot(smooth.index, smooth, linewidth=0.7, alpha=0.45, **style)
-        axis.plot(smooth.index, smooth.mean(axis=1), linewidth=1.8, marker=marker, markersize=3.5, **style)
+        width = 1.8 + 0.9 * above  # lines that coincide, as both levels do on one module, are all seen
+        axis.plot(smooth.index, smooth.mean(axis=1), linewidth=width, marker=marker, markersize=width + 1.7, **style)
 
 
 def _window(steps: int) -> int:
