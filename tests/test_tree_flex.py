@@ -35,7 +35,8 @@ def listed(counts, indices):
 @PROPERTY
 @given(ROWS, st.integers(1, 9))
 def test_kernel_that_follows_the_block_mask_sees_the_ancestors(rows, size):
-    tree = build(rows).padded(size)
+    tree = build(rows)
+    tree = tree.padded(-(-len(tree) // size) * size)
     mask = block_mask(tree, size, CPU)
     nodes = torch.arange(len(tree))
     pairs = mask.mask_mod(None, None, nodes[:, None], nodes[None, :]).numpy()
@@ -65,12 +66,13 @@ class Largest(TorchDispatchMode):
 
 def test_block_mask_never_takes_the_memory_of_all_pairs():
     trunk = random_ids(8192, 0)
-    tree = build([(*trunk, *random_ids(1024, seed)) for seed in range(8)]).padded(TILE)
-    nodes, tiles = len(tree), len(tree) // TILE
+    tree = build([(*trunk, *random_ids(1024, seed)) for seed in range(8)])
+    tiles = -(-len(tree) // TILE)
+    nodes = tiles * TILE
     assert nodes > 16000
     tracemalloc.start()
     with Largest() as tensors:
-        block_mask(tree, TILE, CPU)
+        TreeFlex(tree, CPU, flex.flex_attention)
     peak = tracemalloc.get_traced_memory()[1]  # numpy's; PyTorch has its own memory
     tracemalloc.stop()
     assert tensors.elements <= max(nodes, tiles * (tiles + 1))
@@ -92,23 +94,40 @@ def compilations(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_training_on_trees_of_any_size_compiles_nothing_after_the_trial(compilations):
+@pytest.fixture
+def train(compilations):
+    """Takes the gradient of three rows of a model whose trial was successful; returns the nodes of the padded tree."""
+    assert tree_flex.runs(CPU, torch.float32, 4, 2, 16)
     model = with_lora(tiny_qwen3())
     use_tree_attention(model.get_base_model())
-    assert tree_flex.runs(CPU, torch.float32, 4, 2, 16)
-    tried = compilations.frame_count
-    sizes = set()
 
-    def memory_over(tree, base):
-        memory = TreeFlex(tree, CPU, tree_flex.compiled())
-        sizes.add(len(memory.tree))
-        return memory
+    def train(length, scaling=16**-0.5):
+        memories = []
 
-    for length in (200, 40, 300, 600, 90):
+        def memory_over(tree, base):
+            memories.append(TreeFlex(tree, CPU, tree_flex.compiled()))
+            return memories[0]
+
+        for layer in model.get_base_model().model.layers:
+            layer.self_attn.scaling = scaling
         rows = [row(random_ids(length, 0), random_ids(30, seed)) for seed in range(3)]
         completion_logprobs(model, rows, memory_over).sum().backward()
-    assert len(sizes) == 4
-    assert compilations.frame_count == tried == 2
+        return len(memories[0].tree)
+
+    return train
+
+
+def test_trees_of_any_size_need_no_compilation_after_the_trial(train, compilations):
+    assert compilations.frame_count == 2  # for one size, and for all others
+    assert [train(length) for length in (200, 10, 300, 600, 90)] == [384, 256, 512, 768, 256]
+    assert compilations.frame_count == 2
+
+
+def test_scaling_is_a_constant_of_the_kernel(train, compilations):
+    for scaling in (1.0, 0.5):
+        train(200, scaling)
+        train(300, scaling)
+    assert compilations.frame_count == 2 + 2
 
 
 def test_device_that_cannot_run_the_kernel_is_told_of_once():

@@ -59,9 +59,9 @@ class PrefixTree:
         every = (stops <= starts[:, None] + 1) & (stops[:, None] <= nearest)
         return some, every
 
-    def padded(self, multiple: int) -> PrefixTree:
-        """The tree with further roots behind it, no row's and each seeing itself only, up to a multiple of nodes."""
-        fresh = np.arange(len(self), -(-len(self) // multiple) * multiple)
+    def padded(self, nodes: int) -> PrefixTree:
+        """The tree with further roots behind it, no row's and each seeing itself only: `nodes` in all."""
+        fresh = np.arange(len(self), nodes)
         zeros = np.zeros_like(fresh)
         return PrefixTree(
             np.concatenate([self.tokens, zeros]),

@@ -32,7 +32,8 @@ class TreeFlex:
     """Stateless memory of one pass over a whole tree."""
 
     def __init__(self, tree: PrefixTree, device: torch.device, kernel: Kernel):
-        self.tree = tree.padded(TILE)  # what the pass has to run over
+        tiles = max(2, -(-len(tree) // TILE))  # a lone tile would be compiled for itself
+        self.tree = tree.padded(tiles * TILE)  # what the pass has to run over
         self._mask = block_mask(self.tree, TILE, device)
         self._kernel = kernel
 
@@ -58,7 +59,9 @@ def block_mask(tree: PrefixTree, size: int, device: torch.device) -> BlockMask:
 def compiled() -> Kernel:
     """The fused kernel, one function for a whole process: it compiles for the first size, then once for all others."""
     # Past its limit of compilations a function would run unfused, with all N x N scores: fail instead.
-    return torch.compile(flex_attention, fullgraph=True)
+    kernel = torch.compile(flex_attention, fullgraph=True)
+    # Of two models in a process, the second has another scaling: a constant of the kernel, as the first one's.
+    return torch._dynamo.config.patch(specialize_float=True)(kernel)
 
 
 @cache
@@ -72,7 +75,7 @@ def runs(device: torch.device, dtype: torch.dtype, heads: int, shared: int, size
                 zeros(1, len(memory.tree), count, size).transpose(1, 2) for count in (heads, shared, shared)
             )
             with torch.enable_grad():
-                memory.attend(0, query, key, value, 1.0).sum().backward()
+                memory.attend(0, query, key, value, size**-0.5).sum().backward()
     except Exception as error:  # a compiler, a driver and a GPU can fail in any way; all mean the same here
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(
