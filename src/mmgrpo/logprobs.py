@@ -24,7 +24,8 @@ def completion_logprobs(
     """Log-probabilities of all completion tokens of `rows`, one after the other: [sum of completion lengths].
 
     Each row has `prompt_ids`, `completion_ids` (neither empty) and `temperature`, by which its logits are divided.
-    The last completion token is predicted but never an input, so it is no node of the tree.
+    The last completion token is predicted but never an input, so it is no node of the tree. `memory_over` chooses how
+    attention over the tree is computed.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]

@@ -6,8 +6,8 @@ finds them by looking at all N x N pairs, kept in memory unless it is compiled, 
 numbers: exact, N steps and one comparison for each pair of tiles, and nothing to compile.
 
 Trees are padded to whole tiles, so that one compiled function serves micro-batches of all sizes.
-Not measured yet: with gradients the kernel exists for CUDA only, and its authors here had no GPU. Tests run the same
-calls uncompiled on a CPU, and compare the compiled kernel with rows alone wherever they find a GPU.
+Not measured yet: the compiled kernel has gradients on CUDA alone, and we had no GPU to run it on. Tests run the same
+calls uncompiled on a CPU, gradients included, and the compiled kernel wherever they find a GPU.
 Legend of shapes: N nodes, H query heads, J key-value heads, E head size, T tiles.
 """
 
