@@ -1,10 +1,7 @@
 """Log-probabilities and LoRA gradients of a whole tree of rows are those of each row alone."""
 
 import copy
-import shutil
-import sysconfig
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +9,13 @@ import torch
 from factories import random_ids, row, tiny_llama, tiny_mistral, tiny_qwen3, with_lora
 from torch.nn.attention import flex_attention as flex
 
-from mmgrpo import prefix_tree, tree_attention, tree_flex
+from mmgrpo import prefix_tree, tree_attention
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.tree_attention import use_tree_attention
 from mmgrpo.tree_blocks import TreeBlocks
 from mmgrpo.tree_flex import TreeFlex
 
 MODELS = {"llama": tiny_llama, "qwen3": tiny_qwen3}
-COMPILES = (
-    shutil.which("g++") is not None
-    and Path(sysconfig.get_path("include"), "Python.h").exists()
-    and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-)
 
 
 @pytest.fixture(params=["blocks", "flex"])
@@ -106,7 +98,8 @@ def test_size_of_the_attention_blocks_changes_nothing(monkeypatch, size):
 def test_rows_longer_than_a_block_see_across_blocks(memory_over):
     rows = long_rows()
     assert sum(len(one.completion_ids) for one in rows) + 300 > 2 * prefix_tree.BLOCK
-    assert_same(*pair(tiny_llama), rows, memory_over)
+    plain, tree = (model.double() for model in pair(tiny_llama))  # float32 rounds by more than the tolerance
+    assert_same(plain, tree, rows, memory_over)
 
 
 def test_attention_is_scaled_as_the_model_says(memory_over):
@@ -151,19 +144,6 @@ def test_tree_under_bf16_autocast_errs_no_more_than_rows_alone(name, memory_over
 def test_cpu_attends_in_blocks_without_trying_anything_else():
     with warnings.catch_warnings(action="error"):
         assert isinstance(tree_attention.over(prefix_tree.build([[1, 2]]), tiny_llama()), TreeBlocks)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not COMPILES, reason="compiles FlexAttention for the CPU: needs g++, Python's headers and AVX2")
-def test_compiled_kernel_gives_the_log_probabilities_of_each_row_alone_on_a_cpu():
-    plain, tree = pair(tiny_qwen3)
-
-    def memory_over(whole, model):
-        return TreeFlex(whole, model.device, tree_flex.compiled())
-
-    with torch.no_grad():  # the kernel for CPUs has no gradient
-        for rows in (tangled_rows(), long_rows()):
-            assert (completion_logprobs(tree, rows, memory_over) - alone(plain, rows)).abs().max().item() < 1e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles FlexAttention for a CUDA GPU, and there is none")

@@ -68,7 +68,7 @@ def compiled() -> Kernel:
 def runs(device: torch.device, dtype: torch.dtype, heads: int, shared: int, size: int) -> bool:
     """Whether the fused kernel gives attention and gradients for `shared` key-value heads; says why not, once."""
     try:
-        for tiles in (2, 3):  # of two sizes, so that training finds everything compiled
+        for tiles in (2, 3):  # of two sizes: the second is compiled for all others
             memory = TreeFlex(build([range(tiles * TILE)]), device, compiled())
             zeros = partial(torch.zeros, dtype=dtype, device=device, requires_grad=True)
             query, key, value = (
