@@ -1,17 +1,31 @@
 """Log-probabilities and LoRA gradients of a whole tree of rows are those of each row alone."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from factories import random_ids, row, tiny_llama, tiny_mistral, tiny_qwen3, with_lora
+from torch.nn.attention import flex_attention as flex
 
-from mmgrpo import prefix_tree
+from mmgrpo import prefix_tree, tree_attention
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.tree_attention import use_tree_attention
+from mmgrpo.tree_blocks import TreeBlocks
+from mmgrpo.tree_flex import TreeFlex
 
 MODELS = {"llama": tiny_llama, "qwen3": tiny_qwen3}
+
+
+@pytest.fixture(params=["blocks", "flex"])
+def memory_over(request, monkeypatch):
+    """Both ways to attend to a tree: SDPA in blocks, and FlexAttention's uncompiled form."""
+    if request.param == "blocks":
+        return tree_attention.over
+    # That form has gradients on every device; on a CPU, where the compiled one lacks them, the function refuses both.
+    monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)
+    return lambda tree, model: TreeFlex(tree, model.device, flex.flex_attention)
 
 
 def tangled_rows():
@@ -34,7 +48,7 @@ def alone(model, rows):
     """The textbook way: one plain forward pass a row, all logits, log-softmax, pick."""
     out = []
     for one in rows:
-        ids = torch.tensor([[*one.prompt_ids, *one.completion_ids]])
+        ids = torch.tensor([[*one.prompt_ids, *one.completion_ids]], device=model.device)
         logprobs = torch.log_softmax(model(input_ids=ids).logits[0, :-1].float() / one.temperature, dim=-1)
         out.append(logprobs.gather(1, ids[0, 1:, None])[len(one.prompt_ids) - 1 :, 0])
     return torch.cat(out)
@@ -50,22 +64,28 @@ def pair(make, seed=0):
 def gradient(model, logprobs):
     """LoRA gradient of a sum of the log-probabilities with random signs."""
     model.zero_grad()
-    signs = torch.from_numpy(np.random.default_rng(0).normal(size=len(logprobs))).float()
+    signs = torch.from_numpy(np.random.default_rng(0).normal(size=len(logprobs))).to(logprobs)
     (signs * logprobs).sum().backward()
     return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
 
 
-def assert_same(plain, tree, rows):
-    expected, found = alone(plain, rows), completion_logprobs(tree, rows)
+def assert_same(plain, tree, rows, memory_over=tree_attention.over, tolerance=1e-5):
+    expected, found = alone(plain, rows), completion_logprobs(tree, rows, memory_over)
     assert found.shape == expected.shape
-    assert (found - expected).abs().max().item() < 1e-5
+    assert (found - expected).abs().max().item() < tolerance
     one, other = gradient(plain, expected), gradient(tree, found)
-    assert ((one - other).norm() / one.norm()).item() < 1e-5
+    assert ((one - other).norm() / one.norm()).item() < tolerance
+
+
+def long_rows():
+    """Rows that share up to 300 tokens, 576 nodes together: more than two blocks, and several tiles."""
+    trunk = random_ids(300, 0)
+    return [row(trunk, random_ids(120, 1)), row(trunk[:200], random_ids(150, 2), 0.6), row(trunk, random_ids(9, 3))]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_tree_gives_the_numbers_of_each_row_alone(name):
-    assert_same(*pair(MODELS[name]), tangled_rows())
+def test_tree_gives_the_numbers_of_each_row_alone(name, memory_over):
+    assert_same(*pair(MODELS[name]), tangled_rows(), memory_over)
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -75,50 +95,82 @@ def test_size_of_the_attention_blocks_changes_nothing(monkeypatch, size):
     assert_same(*pair(tiny_llama), tangled_rows())
 
 
-def test_rows_longer_than_a_block_see_across_blocks():
-    trunk = random_ids(300, 0)
-    rows = [row(trunk, random_ids(120, 1)), row(trunk[:200], random_ids(150, 2), 0.6), row(trunk, random_ids(9, 3))]
-    assert sum(len(one.completion_ids) for one in rows) + len(trunk) > 2 * prefix_tree.BLOCK
-    assert_same(*pair(tiny_llama), rows)
+def test_rows_longer_than_a_block_see_across_blocks(memory_over):
+    rows = long_rows()
+    assert sum(len(one.completion_ids) for one in rows) + 300 > 2 * prefix_tree.BLOCK
+    plain, tree = (model.double() for model in pair(tiny_llama))  # float32 rounds by more than the tolerance
+    assert_same(plain, tree, rows, memory_over)
 
 
-def test_attention_is_scaled_as_the_model_says():
+def test_attention_is_scaled_as_the_model_says(memory_over):
     plain, tree = pair(tiny_llama)
     for model in (plain, tree):
         for layer in model.get_base_model().model.layers:
             layer.self_attn.scaling = 1.0  # instead of one over the root of the head size
-    assert_same(plain, tree, tangled_rows())
+    assert_same(plain, tree, tangled_rows(), memory_over)
 
 
-def test_single_row_without_anything_shared():
-    assert_same(*pair(tiny_qwen3), [row(random_ids(9, 0), random_ids(4, 1), 0.7)])
+def test_single_row_without_anything_shared(memory_over):
+    assert_same(*pair(tiny_qwen3), [row(random_ids(9, 0), random_ids(4, 1), 0.7)], memory_over)
 
 
-def test_gradient_checkpointing_changes_nothing():
+def test_gradient_checkpointing_changes_nothing(memory_over):
     plain, tree = pair(tiny_llama)
     tree.enable_input_require_grads()
     tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tree.train()
     passes = []
     tree.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
-    assert_same(plain, tree, tangled_rows())
+    assert_same(plain, tree, tangled_rows(), memory_over)
     assert len(passes) == 2  # forward, and once more for the gradient
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_tree_under_bf16_autocast_errs_no_more_than_rows_alone(name):
+def test_tree_under_bf16_autocast_errs_no_more_than_rows_alone(name, memory_over):
     plain, tree = pair(MODELS[name])
     rows = tangled_rows()
     exact = alone(plain, rows)
     exact_gradient = gradient(plain, exact)
 
-    def errors(model, compute):
+    def errors(model, compute, *more):
         with torch.autocast("cpu", torch.bfloat16):
-            rounded = compute(model, rows)
+            rounded = compute(model, rows, *more)
         difference = gradient(model, rounded) - exact_gradient
         return (rounded - exact).abs().mean().item(), (difference.norm() / exact_gradient.norm()).item()
 
-    assert np.all(np.array(errors(tree, completion_logprobs)) < 1.2 * np.array(errors(plain, alone)))
+    assert np.all(np.array(errors(tree, completion_logprobs, memory_over)) < 1.2 * np.array(errors(plain, alone)))
+
+
+def test_cpu_attends_in_blocks_without_trying_anything_else():
+    with warnings.catch_warnings(action="error"):
+        assert isinstance(tree_attention.over(prefix_tree.build([[1, 2]]), tiny_llama()), TreeBlocks)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles FlexAttention for a CUDA GPU, and there is none")
+def test_compiled_kernel_gives_the_numbers_of_each_row_alone_on_a_gpu():
+    plain, tree = (model.cuda() for model in pair(tiny_qwen3))
+    tree.enable_input_require_grads()
+    tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    tree.train()
+    used = []
+
+    def memory_over(*arguments):
+        used.append(tree_attention.over(*arguments))
+        return used[-1]
+
+    for rows in (tangled_rows(), long_rows(), long_rows()[:1]):
+        assert_same(plain, tree, rows, memory_over, tolerance=1e-4)
+    assert [type(memory) for memory in used] == [TreeFlex] * 3
+    assert len({len(memory.tree) for memory in used}) == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks a CUDA GPU for heads of 8, and there is none")
+def test_gpu_falls_back_to_blocks_where_heads_are_too_small_for_the_kernel():
+    plain, tree = (model.cuda() for model in pair(tiny_llama))
+    with pytest.warns(UserWarning, match="FlexAttention does not run on cuda:0 for 4 heads of 8"):
+        memory = tree_attention.over(prefix_tree.build([[1, 2]]), tree.get_base_model())
+    assert isinstance(memory, TreeBlocks)
+    assert_same(plain, tree, tangled_rows(), tolerance=1e-4)
 
 
 def test_order_of_rows_orders_the_numbers_only():

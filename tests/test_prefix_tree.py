@@ -94,6 +94,33 @@ def test_blocks_show_only_their_own_nodes_and_those_above_the_first(rows, size):
 
 
 @PROPERTY
+@given(ROWS, st.integers(1, 9))
+def test_tiles_say_whether_any_and_all_of_their_pairs_are_visible(rows, size):
+    tree = build(rows)
+    nodes = np.arange(len(tree))
+    above = tree.ancestors(nodes, nodes)
+    cut = range(size, len(tree), size)
+    grid = [np.split(band, cut, axis=1) for band in np.split(above, cut)]
+    some, every = tree.tiles(size)
+    assert some.tolist() == [[tile.any() for tile in band] for band in grid]
+    assert every.tolist() == [[tile.all() for tile in band] for band in grid]
+
+
+@PROPERTY
+@given(ROWS, st.integers(0, 9))
+def test_padding_is_nodes_that_see_themselves_only(rows, more):
+    tree = build(rows)
+    padded = tree.padded(len(tree) + more)
+    nodes = np.arange(len(tree))
+    expected = np.eye(len(tree) + more, dtype=bool)
+    expected[: len(tree), : len(tree)] = tree.ancestors(nodes, nodes)
+    everyone = np.arange(len(padded))
+    assert padded.ancestors(everyone, everyone).tolist() == expected.tolist()
+    assert spelled(padded)[: len(tree)] == spelled(tree)
+    assert padded.paths == tree.paths
+
+
+@PROPERTY
 @given(ROWS, st.integers(1, 30))
 def test_packs_partition_the_rows_within_the_budget(rows, budget):
     packs = pack(rows, budget)

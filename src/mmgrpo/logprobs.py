@@ -6,27 +6,33 @@ predict a completion token. Exact: the same numbers and gradients as each row al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from mmgrpo import prefix_tree
-from mmgrpo.tree_attention import NAME, TreeBlocks, forward_arguments
+from mmgrpo import prefix_tree, tree_attention
+from mmgrpo.prefix_tree import PrefixTree
+from mmgrpo.tree_attention import NAME, TreeMemory, forward_arguments
 
 
-def completion_logprobs(model, rows: Sequence) -> Tensor:
+def completion_logprobs(
+    model, rows: Sequence, memory_over: Callable[[PrefixTree, PreTrainedModel], TreeMemory] = tree_attention.over
+) -> Tensor:
     """Log-probabilities of all completion tokens of `rows`, one after the other: [sum of completion lengths].
 
     Each row has `prompt_ids`, `completion_ids` (neither empty) and `temperature`, by which its logits are divided.
-    The last completion token is predicted but never an input, so it is no node of the tree.
+    The last completion token is predicted but never an input, so it is no node of the tree. `memory_over` chooses how
+    attention over the tree is computed.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
     if base.config._attn_implementation != NAME:
         return torch.cat([_alone(model, row, ids) for row, ids in zip(rows, inputs, strict=True)])
-    tree = prefix_tree.build(inputs)
+    memory = memory_over(prefix_tree.build(inputs), base)
+    tree = memory.tree
     predicting = [path[len(row.prompt_ids) - 1 :] for row, path in zip(rows, tree.paths, strict=True)]
     nodes, place = np.unique(np.concatenate(predicting), return_inverse=True)
     device = base.device
@@ -34,7 +40,7 @@ def completion_logprobs(model, rows: Sequence) -> Tensor:
         input_ids=torch.from_numpy(tree.tokens)[None].to(device),
         position_ids=torch.from_numpy(tree.positions)[None].to(device),
         logits_to_keep=torch.from_numpy(nodes).to(device),
-        **forward_arguments(TreeBlocks(tree, device), base),
+        **forward_arguments(memory, base),
     ).logits[0]
     targets = torch.tensor([token for row in rows for token in row.completion_ids], device=device)
     temperatures = torch.tensor([row.temperature for row in rows for _ in row.completion_ids], device=device)

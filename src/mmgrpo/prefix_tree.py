@@ -2,7 +2,8 @@
 
 Nodes are numbered in depth-first order, so that the subtree of node i is the range [i, leave[i]) and
 "j is an ancestor of i" is two comparisons: j <= i < leave[j]. Attention needs no N x N mask: a block of
-consecutive queries sees the path from the root to its first node, and the block itself.
+consecutive queries sees the path from the root to its first node, and the block itself. In tiles of queries by
+keys, the farthest and the nearest `leave` of a tile's keys say which tiles hold a visible pair.
 Legend of shapes: N nodes, R rows, D depth.
 """
 
@@ -47,6 +48,27 @@ class PrefixTree:
             stop = min(start + size, len(self))
             layout.append((range(start, stop), np.concatenate([_above(self.positions, start), np.arange(start, stop)])))
         return layout
+
+    def tiles(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two [tiles of queries, tiles of keys] of bools, tiles of `size` nodes: is any pair visible, are all pairs?"""
+        starts = np.arange(0, len(self), size)
+        stops = np.minimum(starts + size, len(self))
+        farthest, nearest = np.maximum.reduceat(self.leave, starts), np.minimum.reduceat(self.leave, starts)
+        # A subtree that begins in an earlier tile and reaches into this one holds this one's first node.
+        some = (starts <= starts[:, None]) & (starts[:, None] < farthest)
+        every = (stops <= starts[:, None] + 1) & (stops[:, None] <= nearest)
+        return some, every
+
+    def padded(self, nodes: int) -> PrefixTree:
+        """The tree with further roots behind it, no row's and each seeing itself only: `nodes` in all."""
+        fresh = np.arange(len(self), nodes)
+        zeros = np.zeros_like(fresh)
+        return PrefixTree(
+            np.concatenate([self.tokens, zeros]),
+            np.concatenate([self.positions, zeros]),
+            np.concatenate([self.leave, fresh + 1]),
+            self.paths,
+        )
 
 
 def build(rows: Sequence[Sequence[int]]) -> PrefixTree:

@@ -1,9 +1,9 @@
 """Attention over a prefix tree, registered with transformers under the name `mmgrpo_tree`.
 
 A model switched to it by `use_tree_attention` behaves as with SDPA until a forward call carries the keyword
-`memory`; then every layer hands its queries, keys and values to `memory.attend`. Three memories
-exist: `TreeBlocks` (training: one pass over a whole tree, gradients included), and the sampler's two
-(`policy/sampler.py`), which keep keys and values between passes.
+`memory`; then every layer hands its queries, keys and values to `memory.attend`. Two memories serve training, one
+pass over a whole tree, gradients included: `TreeFlex` on GPUs and `TreeBlocks` elsewhere, with the same numbers. The
+sampler's two (`policy/key_values.py`) keep keys and values between passes.
 Legend of shapes: N query nodes, H query heads, J key-value heads, E head size.
 """
 
@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mmgrpo import tree_flex
 from mmgrpo.prefix_tree import PrefixTree
+from mmgrpo.tree_blocks import TreeBlocks
+from mmgrpo.tree_flex import TreeFlex
 
 NAME = "mmgrpo_tree"
 
@@ -29,6 +30,12 @@ class Memory(Protocol):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """query [1, H, N, E], key and value [1, J, N, E] -> [1, H, N, E]."""
+
+
+class TreeMemory(Memory, Protocol):
+    """A memory of one pass over a whole tree."""
+
+    tree: PrefixTree  # what the pass has to run over: the tree that was asked for, perhaps with padding behind it
 
 
 def use_tree_attention(model: PreTrainedModel) -> bool:
@@ -43,6 +50,14 @@ def use_tree_attention(model: PreTrainedModel) -> bool:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
     return True
+
+
+def over(tree: PrefixTree, model: PreTrainedModel) -> TreeMemory:
+    """What a training pass over `tree` attends to: FlexAttention on CUDA where it runs, SDPA in blocks elsewhere."""
+    device = model.device
+    if device.type == "cuda" and tree_flex.runs(device, *_heads(model)):
+        return TreeFlex(tree, device, tree_flex.compiled())
+    return TreeBlocks(tree, device)
 
 
 def forward_arguments(memory: Memory, model: PreTrainedModel) -> dict:
@@ -61,49 +76,9 @@ def _attention(
     return memory.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
-def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    """SDPA whose query heads share key-value heads, without copying those.
-
-    query [1, H, N, E], key and value [1, J, K, E], bias [N, K] added to the scores -> [1, H, N, E].
-    """
-    _, heads, nodes, size = query.shape
-    shared = heads // key.shape[1]
-    folded = query.reshape(1, key.shape[1], shared * nodes, size)
-    out = scaled_dot_product_attention(folded, key, value, attn_mask=bias.repeat(shared, 1)[None, None], scale=scaling)
-    return out.reshape(1, heads, nodes, size)
-
-
-class TreeBlocks:
-    """Stateless memory of one pass over a whole tree: blocks of queries, each with its visible keys only."""
-
-    def __init__(self, tree: PrefixTree, device: torch.device):
-        self.blocks = []
-        for queries, visible in tree.blocks():
-            allowed = tree.ancestors(np.arange(queries.start, queries.stop), visible)
-            self.blocks.append(
-                (
-                    queries.start,
-                    queries.stop,
-                    torch.from_numpy(visible).to(device),
-                    torch.from_numpy(allowed).to(device),
-                )
-            )
-        self._biases: dict[torch.dtype, list[Tensor]] = {}
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embedding leaves fp32 under autocast
-        out = []
-        for (start, stop, visible, _), bias in zip(self.blocks, self._bias(value.dtype), strict=True):
-            seen_key, seen_value = key.index_select(2, visible), value.index_select(2, visible)
-            out.append(grouped_attention(query[:, :, start:stop], seen_key, seen_value, bias, scaling))
-        return torch.cat(out, dim=2)
-
-    def _bias(self, dtype: torch.dtype) -> list[Tensor]:
-        if dtype not in self._biases:
-            self._biases[dtype] = [additive(allowed, dtype) for *_, allowed in self.blocks]
-        return self._biases[dtype]
-
-
-def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where allowed, the lowest finite number elsewhere."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+def _heads(model: PreTrainedModel) -> tuple[torch.dtype, int, int, int]:
+    """Type of the values in attention here and now, query heads, key-value heads, head size."""
+    config, kind = model.config.get_text_config(), model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    heads = config.num_attention_heads
+    return dtype, heads, config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmgrpo.prefix_tree import PrefixTree
-from mmgrpo.tree_attention import additive, grouped_attention
+from mmgrpo.tree_blocks import additive, grouped_attention
 
 
 @dataclass(frozen=True)
