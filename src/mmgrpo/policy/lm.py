@@ -18,6 +18,8 @@ from mmgrpo.hashing import sha256_of
 from mmgrpo.policy.batcher import Batcher
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
+from mmgrpo.policy.replies import SETTING as KEPT
+from mmgrpo.policy.replies import Replies
 from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 from mmgrpo.trajectory import Call
@@ -38,6 +40,7 @@ class PolicyEngine:
         self.folders: dict[str, Path] = {}  # adapters that have a language model of their own, by tag
         self.tokens: Counter[str] = Counter()  # prompt and completion tokens so far
         self._repeats: Counter[int] = Counter()  # of a prompt outside any rollout, so that repeats differ
+        self._search: int | None = None  # seed of the search that the repeats are counted in
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict) -> PolicyEngine:
@@ -47,6 +50,12 @@ class PolicyEngine:
         """Start counting anew: what was sampled so far has no part in what comes."""
         with self._lock:
             self.tokens.clear()
+            self._repeats.clear()
+
+    def begin_search(self, seed: int) -> None:
+        """Seed the calls outside rollouts by `seed` from here on, whatever was called before: a search can be repeated."""
+        with self._lock:
+            self._search = seed
             self._repeats.clear()
 
     def complete(self, request: Request) -> Response:
@@ -73,13 +82,13 @@ class PolicyEngine:
             **self._weights(request, begun[1] if begun else ""),
         )
         try:
-            completion = self._batcher().ask((self.sampler, wanted))
+            completion = self._batcher().ask((self._sampler(request.model), wanted))
         except UserError:
             raise
         except Exception as error:  # no fault of the program's: it must not count as a run that crashed
             raise UserError(
-                f"Sampling failed ({type(error).__name__}: {error}): run the same command again; training goes on from its "
-                "last checkpoint."
+                f"Sampling failed ({type(error).__name__}: {error}): run the same command again; it goes on from the last "
+                "checkpoint, or the last reply of a search."
             ) from error
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         with self._lock:
@@ -98,6 +107,11 @@ class PolicyEngine:
             finish_reason=completion.finish,
             usage=Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.ids)),
         )
+
+    def _sampler(self, model: str) -> Sampler:
+        """What samples: in a search that keeps its replies, only what is not among them."""
+        replies: Replies | None = dspy.settings.get(KEPT)
+        return self.sampler if replies is None else replies.before(self.sampler, model.partition("@")[0])
 
     def _batcher(self) -> Batcher:
         """That of the policy in use: a local model which a program calls besides waits and runs with the policy."""
@@ -129,7 +143,7 @@ class PolicyEngine:
         with self._lock:
             asked = seed_of(prompt_ids, temperature)
             self._repeats[asked] += 1
-            return seed_of(self.seed, asked, self._repeats[asked])
+            return seed_of(self.seed, self._search, asked, self._repeats[asked])
 
 
 def _generate(questions: Sequence[tuple[Sampler, SamplingRequest]]) -> list[Completion]:
