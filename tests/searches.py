@@ -21,7 +21,10 @@ GEPA = GEPASettings(metric_calls=40, minibatch=2, proposal_tokens=8)
 
 
 class Mortal:
-    """Samples with another sampler so many batches (those with a request that `counts`), then fails each time."""
+    """Samples with a tree sampler so many batches (those with a request that `counts`), then fails each time.
+
+    Each request is sampled alone, so that its reply is the same to the last bit whatever was asked before or beside it.
+    """
 
     def __init__(self, sampler, batches: int | None = None, counts: Callable = lambda request: True):
         self.sampler = sampler
@@ -35,7 +38,11 @@ class Mortal:
             if self.left < 0:
                 raise OSError("gone")
         self.requests += requests
-        return self.sampler.generate(requests)
+        return [self._alone(request) for request in requests]
+
+    def _alone(self, request: SamplingRequest) -> Completion:
+        self.sampler._stems.clear()
+        return self.sampler.generate([request])[0]
 
 
 def search(kind: str, folder: Path | None, batches: int | None = None) -> tuple[Optimized | None, Mortal, dict]:

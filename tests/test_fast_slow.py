@@ -22,7 +22,7 @@ MIPRO = MIPROSettings(
 pytestmark = pytest.mark.usefixtures("nothing_but_training")
 
 
-def take_turns(folder, *, score=by_length, grpo=SETTINGS, sampler=lambda own: own, **settings):
+def take_turns(folder, *, score=by_length, grpo=SETTINGS, sampler=Mortal, **settings):
     policy = tiny_policy()
     policy.engine.sampler = sampler(policy.sampler)
     return fast_slow(
@@ -59,22 +59,19 @@ def test_one_budget_pays_for_prompts_and_weights_and_a_stopped_run_goes_on(tmp_p
 
 def test_run_that_was_killed_in_a_later_search_goes_on_there(tmp_path):
     done = take_turns(tmp_path / "whole")
-    made = []
+    samplers = []
 
-    def mortal(batches):
-        def over(sampler):
-            made.append(Mortal(sampler, batches, counts=lambda request: request.weights is not None))
-            return made[-1]
-
-        return over
+    def mortal(sampler, batches=None):
+        samplers.append(Mortal(sampler, batches, counts=lambda request: request.weights is not None))
+        return samplers[-1]
 
     with pytest.raises(UserError, match="gone"):
-        take_turns(tmp_path / "killed", sampler=mortal(3))
-    again = take_turns(tmp_path / "killed", sampler=mortal(None))
+        take_turns(tmp_path / "killed", sampler=lambda own: mortal(own, batches=3))
+    again = take_turns(tmp_path / "killed", sampler=mortal)
     assert prompts(again.program) == prompts(done.program)
     assert (again.budget, again.validation) == (done.budget, done.validation)
     assert [entry["reward"] for entry in again.curve] == [entry["reward"] for entry in done.curve]
-    before, after = ({asked(request) for request in one.requests if request.weights is not None} for one in made)
+    before, after = ({asked(request) for request in one.requests if request.weights is not None} for one in samplers)
     assert before and after and not before & after
 
 

