@@ -99,14 +99,14 @@ class FirstFault(BaseCallback):
         return watching
 
     @contextlib.contextmanager
-    def search(self, lm: PolicyLM, adapter: dspy.Adapter, seed: int, folder: Path | None) -> Iterator[None]:
+    def search(self, lm: PolicyLM, adapter: dspy.Adapter, folder: Path | None) -> Iterator[None]:
         """Search quietly under `lm` and `adapter`; raises the fault, if there was one, when it ends.
 
         With a `folder` replies are kept there, and those that a search before has left there are used.
         """
         callbacks = [*(dspy.settings.callbacks or []), self]
         replies = None if folder is None else Replies(folder, _conditions(lm, folder))
-        lm.policy.engine.begin_search(seed)
+        lm.policy.engine.begin_search()
         with dspy.context(lm=lm, adapter=adapter, callbacks=callbacks, **{SETTING: replies}), _quietly():
             try:
                 yield
@@ -156,7 +156,7 @@ def mipro(
     )
     optimizer.num_instruct_candidates = settings.instruction_candidates
     minibatch = settings.minibatch is not None and settings.minibatch < len(valset)
-    with fault.search(lm, adapter, seed, folder):
+    with fault.search(lm, adapter, folder):
         best = optimizer.compile(
             program,
             trainset=list(trainset),

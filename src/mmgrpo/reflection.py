@@ -53,7 +53,7 @@ def gepa(
         track_stats=True,
         seed=seed,
     )
-    with fault.search(lm, strict_adapter(), seed, folder):
+    with fault.search(lm, strict_adapter(), folder):
         best = optimizer.compile(program, trainset=list(trainset), valset=list(valset))
     found = best.detailed_results
     del best.detailed_results  # it holds every candidate

@@ -40,7 +40,6 @@ class PolicyEngine:
         self.folders: dict[str, Path] = {}  # adapters that have a language model of their own, by tag
         self.tokens: Counter[str] = Counter()  # prompt and completion tokens so far
         self._repeats: Counter[int] = Counter()  # of a prompt outside any rollout, so that repeats differ
-        self._search: int | None = None  # seed of the search that the repeats are counted in
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict) -> PolicyEngine:
@@ -52,10 +51,9 @@ class PolicyEngine:
             self.tokens.clear()
             self._repeats.clear()
 
-    def begin_search(self, seed: int) -> None:
-        """Seed the calls outside rollouts by `seed` from here on, whatever was called before: a search can be repeated."""
+    def begin_search(self) -> None:
+        """Seed calls outside rollouts as if none had been before, so that a search can be repeated."""
         with self._lock:
-            self._search = seed
             self._repeats.clear()
 
     def complete(self, request: Request) -> Response:
@@ -145,7 +143,7 @@ class PolicyEngine:
         with self._lock:
             asked = seed_of(prompt_ids, temperature)
             self._repeats[asked] += 1
-            return seed_of(self.seed, self._search, asked, self._repeats[asked])
+            return seed_of(self.seed, asked, self._repeats[asked])
 
 
 def _generate(questions: Sequence[tuple[Sampler, SamplingRequest]]) -> list[Completion]:
