@@ -53,11 +53,11 @@ class Replies:
     def of(self, request: bytes) -> Completion | None:
         """The reply to a request, if there is one."""
         sealed = self._sealed.get(_name(request))
-        return None if sealed is None else _opened(sealed, request)
+        return None if sealed is None else _open(sealed, request)
 
     def keep(self, replies: Mapping[bytes, Completion]) -> None:
         """Append the replies to these requests to the file."""
-        sealed = {_name(request): _sealed(reply, request) for request, reply in replies.items()}
+        sealed = {_name(request): _seal(reply, request) for request, reply in replies.items()}
         # Each line begins with its line break: one that a kill cuts short spoils no other.
         lines = ["\n" + json.dumps([*pair, _checksum(*pair)]) for pair in sealed.items()]
         with self.file.open("a", encoding="ascii") as stream:
@@ -140,13 +140,13 @@ def _checksum(name: str, sealed: str) -> str:
     return hashlib.sha256(f"{name} {sealed}".encode()).hexdigest()[:16]
 
 
-def _sealed(reply: Completion, request: bytes) -> str:
+def _seal(reply: Completion, request: bytes) -> str:
     nonce = secrets.token_bytes(NONCE)  # no two texts under one key, should a reply ever be kept twice
     text = json.dumps([reply.ids, reply.logprobs, reply.finish]).encode()
     return base64.b64encode(nonce + _masked(text, nonce + request)).decode()
 
 
-def _opened(sealed: str, request: bytes) -> Completion:
+def _open(sealed: str, request: bytes) -> Completion:
     content = base64.b64decode(sealed)
     nonce, text = content[:NONCE], content[NONCE:]
     ids, logprobs, finish = json.loads(_masked(text, nonce + request))
