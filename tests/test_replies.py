@@ -155,6 +155,7 @@ def test_removal_takes_all_kept_replies_and_nothing_else(tmp_path):
     remove(tmp_path / "run")
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["run.json"]
     kept(tmp_path / "alone", Numbers())
+    (tmp_path / "alone" / ".replies.jsonl.77").write_text("{")  # a kill while the file was begun
     remove(tmp_path / "alone")
     remove(tmp_path / "alone")
     assert not (tmp_path / "alone").exists()
