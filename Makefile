@@ -72,7 +72,7 @@ test-vllm: .venv-vllm/.complete ## run the tests of the vLLM sampler with vLLM's
 	@.venv-vllm/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-faults: .venv ## kill grids and trainings at random for up to half an hour, and sum up what was lost
+test-faults: .venv ## kill grids, trainings and prompt searches at random for up to half an hour, and sum up what was lost
 	$(PY) -m pytest -q -m faults tests/faults
 
 .venv: .venv/.complete ## make the environment from the lock files

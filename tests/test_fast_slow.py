@@ -4,6 +4,7 @@ import json
 
 import dspy
 import pytest
+from searches import Mortal, asked
 from tiny_policy import fields, scripted_lm, tiny_policy
 from training_setup import QUESTIONS as EXAMPLES
 from training_setup import Lenient, by_length
@@ -21,12 +22,20 @@ MIPRO = MIPROSettings(
 pytestmark = pytest.mark.usefixtures("nothing_but_training")
 
 
-def take_turns(folder, *, score=by_length, grpo=SETTINGS, **settings):
+def take_turns(folder, *, score=by_length, grpo=SETTINGS, sampler=Mortal, **settings):
+    policy = tiny_policy()
+    policy.engine.sampler = sampler(policy.sampler)
     return fast_slow(
-        Lenient(), lm=tiny_policy().lm(), metric=score, trainset=EXAMPLES[:4], valset=EXAMPLES[4:], grpo=grpo,
+        Lenient(), lm=policy.lm(), metric=score, trainset=EXAMPLES[:4], valset=EXAMPLES[4:], grpo=grpo,
         settings=FastSlowSettings(**{"rounds": 2, "trials": 1} | settings), mipro_settings=MIPRO,
         sampling=SamplingSettings(temperature=1.0), seed=0, folder=folder,
     )  # fmt: skip
+
+
+def prompts(program):
+    bare = program.deepcopy()
+    bare.set_lm(None)
+    return bare.dump_state()
 
 
 def test_one_budget_pays_for_prompts_and_weights_and_a_stopped_run_goes_on(tmp_path):
@@ -46,6 +55,24 @@ def test_one_budget_pays_for_prompts_and_weights_and_a_stopped_run_goes_on(tmp_p
     assert (again.budget, again.curve, again.validation) == (done.budget, done.curve, done.validation)
     with pytest.raises(UserError, match="prompts.private.json was made with other settings of MIPROv2"):
         take_turns(tmp_path, trials=2)
+
+
+def test_run_that_was_killed_in_a_later_search_goes_on_there(tmp_path):
+    done = take_turns(tmp_path / "whole")
+    samplers = []
+
+    def mortal(sampler, batches=None):
+        samplers.append(Mortal(sampler, batches, counts=lambda request: request.weights is not None))
+        return samplers[-1]
+
+    with pytest.raises(UserError, match="gone"):
+        take_turns(tmp_path / "killed", sampler=lambda own: mortal(own, batches=3))
+    again = take_turns(tmp_path / "killed", sampler=mortal)
+    assert prompts(again.program) == prompts(done.program)
+    assert (again.budget, again.validation) == (done.budget, done.validation)
+    assert [entry["reward"] for entry in again.curve] == [entry["reward"] for entry in done.curve]
+    before, after = ({asked(request) for request in one.requests if request.weights is not None} for one in samplers)
+    assert before and after and not before & after
 
 
 def test_every_round_keeps_runs_for_the_prompts_of_the_next(tmp_path):

@@ -76,6 +76,14 @@ def test_cells_beside_each_other_share_the_cores(monkeypatch):
     assert starts(listed[1]) == ["4", "3"]
 
 
+def test_sets_have_one_order_in_all_cells(tmp_path, monkeypatch):
+    """GEPA draws in the order of a set of module names."""
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    for place in ("one", "other"):
+        run_process([sys.executable, "-c", "print(hash('name'))"], tmp_path / place, {})
+    assert (tmp_path / "one" / LOG).read_text() == (tmp_path / "other" / LOG).read_text()
+
+
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

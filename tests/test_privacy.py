@@ -1,15 +1,18 @@
 """Private text of a task stays in the process: not in what a run writes, not in what a notebook shows."""
 
+import base64
 import dataclasses
+import json
 import random
 import stat
+from unittest.mock import Mock
 
 import dspy
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import HTML
-from tiny_policy import RawAdapter, tiny_policy
+from tiny_policy import RawAdapter, ScriptedSampler, tiny_policy, tokenizer
 
 from mmgrpo import cells, privacy, profiles, strategies, tasks
 from mmgrpo.show import protection
@@ -59,6 +62,24 @@ def test_nothing_that_a_run_writes_has_private_text_but_the_owners_program(tmp_p
     assert found == []
     assert [file.name for file in private] == ["program.private.json"]
     assert stat.S_IMODE(private[0].stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("strategy", ["prompt_optimization", "gepa"])
+def test_nothing_that_a_killed_search_leaves_has_private_text(tmp_path, monkeypatch, strategy):
+    monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path))
+    ready = study(strategy)
+    ready.policy.engine.sampler = ScriptedSampler(lambda prompt, request: NAMES[2])
+    with dspy.context(adapter=RawAdapter()), monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Study, "evaluate", Mock(side_effect=KeyboardInterrupt))
+        strategies.run(ready)
+    (left,) = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert left.name == "replies.jsonl"
+    lines = [json.loads(line) for line in left.read_text().split("\n")]
+    assert len(lines) > 5
+    texts = [left.read_bytes(), *(base64.b64decode(sealed) for _, sealed, _ in lines[1:])]
+    ids = json.dumps(tokenizer()(NAMES[2])["input_ids"])[1:-1]
+    assert not any(secret.encode() in text for text in texts for secret in (*NAMES, ids))
+    assert stat.S_IMODE(left.stat().st_mode) == 0o600
 
 
 def test_text_is_blacked_out_and_markup_is_not():

@@ -112,12 +112,12 @@ def _shape(module: dspy.Module) -> tuple:
 def _prompts(program: dspy.Module, file: Path, *, settings: MIPROSettings, **how: Any) -> tuple[dspy.Module, int]:
     """The program under MIPROv2's prompts, without a language model of its own, and what they cost in program runs.
 
-    They stay in `file`, so that an interrupted round goes on under the very same.
+    They stay in `file`, so that an interrupted round goes on under the very same; until then replies are kept beside it.
     """
     if not file.exists():
         counter = CountedRuns(program)
         with dspy.context(callbacks=[*(dspy.settings.callbacks or []), counter]):
-            found = mipro(program, settings=settings, **how).program
+            found = mipro(program, settings=settings, folder=file.parent, **how).program
         found.set_lm(None)
         write_json(
             {"settings": settings.model_dump(), "runs": counter.runs, "program": found.dump_state()}, file, private=True

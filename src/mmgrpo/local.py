@@ -73,11 +73,11 @@ def run_process(
     running = set() if running is None else running
     folder.mkdir(parents=True, exist_ok=True)
     read_end, write_end = os.pipe()
+    # GEPA draws in the order of a set of names: one order in all processes, so that a run can be repeated.
+    environment = {"PYTHONHASHSEED": "0"} | os.environ | environment
     try:
         with (folder / LOG).open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command, stdin=read_end, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment
-            )
+            process = subprocess.Popen(command, stdin=read_end, stdout=log, stderr=subprocess.STDOUT, env=environment)
         running.add(process)
         try:
             code = process.wait()

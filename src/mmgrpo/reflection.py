@@ -7,6 +7,7 @@ each, and keeps every candidate that is best on some validation example. It chan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import dspy
 from dspy.teleprompt.gepa import InstructionProposer
@@ -31,10 +32,12 @@ def gepa(
     valset: Sequence[dspy.Example],
     settings: GEPASettings,
     seed: int,
+    folder: Path | None = None,
 ) -> Optimized:
     """Run GEPA on `program` under the weights of `lm`; candidates are scored greedily on `valset`.
 
-    A trial also has `runs`, the program runs that were made until its candidate was found.
+    A trial also has `runs`, the program runs that were made until its candidate was found. With a `folder`, a run that was
+    killed goes on where it was: give it the same arguments again.
     """
     adapter, fault = ProposerAdapter(PROPOSAL, program), FirstFault()
     program = program.deepcopy()
@@ -50,7 +53,7 @@ def gepa(
         track_stats=True,
         seed=seed,
     )
-    with fault.search(lm, strict_adapter()):
+    with fault.search(lm, strict_adapter(), folder):
         best = optimizer.compile(program, trainset=list(trainset), valset=list(valset))
     found = best.detailed_results
     del best.detailed_results  # it holds every candidate

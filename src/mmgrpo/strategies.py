@@ -19,6 +19,7 @@ from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 from mmgrpo.fast_slow import fast_slow as interleave
 from mmgrpo.optimizer import MMGRPO
+from mmgrpo.policy import replies
 from mmgrpo.prompt_optimization import mipro
 from mmgrpo.records import Record
 from mmgrpo.reflection import gepa as reflect
@@ -29,11 +30,17 @@ from mmgrpo.training_run import Level
 def run(ready: Study) -> Record:
     """Run the cell's strategy, score its program on the test split once, write and return the record.
 
-    A finished cell is not run again: its record is returned.
+    A finished cell is not run again: its record is returned. One that was killed goes on where it was.
     """
-    done = study.finished(ready.cell)
-    if done is not None:
-        return done
+    record = study.finished(ready.cell)
+    if record is None:
+        record = _run(ready)
+        records.write(record, ready.cell.record)
+    replies.remove(ready.training_folder)
+    return record
+
+
+def _run(ready: Study) -> Record:
     # What a notebook sampled to show something is not the strategy's.
     ready.policy.engine.forget()
     before = ready.task.spending()
@@ -43,9 +50,7 @@ def run(ready: Study) -> Record:
     with watch.stage("evaluate"):
         test = ready.evaluate(trained.program, ready.splits.test, "test")
     spent = study.spent(before, ready.task.spending())
-    record = study.record_of(ready, replace(trained, notes=trained.notes | {"spending": spent}), test, watch)
-    records.write(record, ready.cell.record)
-    return record
+    return study.record_of(ready, replace(trained, notes=trained.notes | {"spending": spent}), test, watch)
 
 
 def vanilla(ready: Study) -> Trained:
@@ -63,6 +68,7 @@ def prompt_optimization(ready: Study) -> Trained:
         valset=ready.splits.valid,
         settings=ready.mipro,
         seed=ready.cell.seed,
+        folder=ready.training_folder,
     )
     return Trained(found.program, validation=found.trials, notes={"proposals": found.proposals})
 
@@ -101,6 +107,7 @@ def gepa(ready: Study) -> Trained:
         valset=ready.splits.valid,
         settings=ready.profile.gepa,
         seed=ready.cell.seed,
+        folder=ready.training_folder,
     )
     return Trained(found.program, validation=found.trials, notes={"proposals": found.proposals})
 

@@ -54,7 +54,7 @@ class Study:
 
     @property
     def training_folder(self) -> Path:
-        """For checkpoints; a change of anything that the cell depends on starts a new one."""
+        """For checkpoints and the replies of a search; a change of anything that the cell depends on starts a new one."""
         return self.cell.folder / f"training-{self.cell.fingerprint()}"
 
     def settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the fault tests start and kill: a grid of cheap cells, and a training of the tiny policy."""
+"""What the fault tests start and kill: a grid of cheap cells, and a training and a prompt search of the tiny policy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import cheap_cell
 import dspy
 import torch
 from safetensors.torch import save_file
+from searches import search
 from tiny_policy import RawAdapter, tiny_policy
 from training_setup import optimizer, weights
 
 from mmgrpo import cells, grid, profiles
 from mmgrpo.local import Local
+from mmgrpo.records import write_json
 
 SECONDS = 0.05  # of a cell
 TRAIN = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(5)]
@@ -40,3 +42,11 @@ def train(folder: Path) -> None:
             dspy.Predict("q -> t"), trainset=TRAIN, valset=TRAIN[:2]
         )
     save_file(weights(policy), folder / "final.safetensors")
+
+
+def optimize(kind: str, folder: Path) -> None:
+    """Search with MIPROv2 or GEPA, and write what was found and how many replies were sampled."""
+    torch.set_num_threads(1)
+    found, sampler, tokens = search(kind, folder / "run")
+    result = {"program": found.program.dump_state(), "trials": found.trials, "tokens": tokens}
+    write_json({"result": result, "sampled": len(sampler.requests)}, folder / "found.json")

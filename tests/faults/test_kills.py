@@ -1,10 +1,11 @@
-"""A grid and a training killed at random times end as if nothing had been.
+"""A grid, a training and a prompt search killed at random times end as if nothing had been.
 
 Each test has a short form, which `make test` runs, and a long one under `make test-faults`.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -88,3 +89,20 @@ def test_training_killed_at_random_ends_with_the_same_weights(processes, tally, 
     tally["processes killed"] += killed
     tally["runs whose final weights or scores differ"] += differ
     assert killed and not differ
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=LONG)])
+@pytest.mark.parametrize("kind", ["mipro", "gepa"])
+def test_search_killed_at_random_finds_the_same_and_asks_for_no_reply_twice(processes, tally, tmp_path, kind, rounds):
+    took = finish(processes, children.optimize, (kind, tmp_path / "reference"))
+    arguments = (kind, tmp_path / "killed")
+    killed = kill_at_random(processes, children.optimize, arguments, rounds, random.Random(rounds), 0.6 * took)
+    kept = sum(file.read_text().count("\n") for file in (tmp_path / "killed").rglob("replies.jsonl"))
+    finish(processes, children.optimize, arguments)
+    one, other = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("reference", "killed"))
+    differ = one["result"] != other["result"]
+    tally["rounds"] += rounds
+    tally["processes killed"] += killed
+    tally["runs whose final weights or scores differ"] += differ
+    assert killed and not differ
+    assert other["sampled"] - (one["sampled"] - kept) in (0, 1)  # a line that the last kill cut short

@@ -59,6 +59,11 @@ class Policy:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
 
+    @property
+    def in_training(self) -> bool:
+        """Whether the policy has weights of its own, which may change."""
+        return self._trainable is not None
+
     def lm(self, *, temperature: float = 0.0, top_p: float = 1.0, top_k: int | None = None) -> PolicyLM:
         """The policy as a `dspy.LM`; greedy unless told otherwise."""
         truncation = {"top_p": top_p} | ({} if top_k is None else {"top_k": top_k})

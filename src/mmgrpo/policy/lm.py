@@ -18,6 +18,8 @@ from mmgrpo.hashing import sha256_of
 from mmgrpo.policy.batcher import Batcher
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
 from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
+from mmgrpo.policy.replies import SETTING as KEPT
+from mmgrpo.policy.replies import Replies
 from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 from mmgrpo.trajectory import Call
@@ -49,6 +51,11 @@ class PolicyEngine:
             self.tokens.clear()
             self._repeats.clear()
 
+    def begin_search(self) -> None:
+        """Seed calls outside rollouts as if none had been before, so that a search can be repeated."""
+        with self._lock:
+            self._repeats.clear()
+
     def complete(self, request: Request) -> Response:
         """Answer one request; raises ContextLengthError where prompt and completion don't fit the context."""
         recorder: Recorder | None = dspy.settings.get(SETTING)
@@ -73,13 +80,13 @@ class PolicyEngine:
             **self._weights(request, begun[1] if begun else ""),
         )
         try:
-            completion = self._batcher().ask((self.sampler, wanted))
+            completion = self._batcher().ask((self._sampler(request.model), wanted))
         except UserError:
             raise
         except Exception as error:  # no fault of the program's: it must not count as a run that crashed
             raise UserError(
-                f"Sampling failed ({type(error).__name__}: {error}): run the same command again; training goes on from its "
-                "last checkpoint."
+                f"Sampling failed ({type(error).__name__}: {error}): run the same command again; it goes on from the last "
+                "checkpoint, or the last reply of a search."
             ) from error
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         with self._lock:
@@ -98,6 +105,13 @@ class PolicyEngine:
             finish_reason=completion.finish,
             usage=Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.ids)),
         )
+
+    def _sampler(self, model: str) -> Sampler:
+        """What samples: in a search that keeps its replies, only what is not among them."""
+        replies: Replies | None = dspy.settings.get(KEPT)
+        if replies is None:
+            return self.sampler
+        return replies.before(self.sampler, f"{model.partition('@')[0]} in {self.settings.precision}")
 
     def _batcher(self) -> Batcher:
         """That of the policy in use: a local model which a program calls besides waits and runs with the policy."""

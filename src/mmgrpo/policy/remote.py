@@ -126,7 +126,7 @@ class RemoteSampler(Sampler):
                 time.sleep(pause)
         raise UserError(
             f"The vLLM server {server} did not answer {len(BACKOFF) + 1} times ({problem}): start it again, then run again; "
-            "the run goes on from its last checkpoint."
+            "it goes on from the last checkpoint, or the last reply of a search."
         )
 
     @staticmethod
