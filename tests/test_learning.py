@@ -10,7 +10,6 @@ from typing import Literal
 import dspy
 import pytest
 import torch
-from factories import shake
 from training_setup import Pair, Spy, noise
 
 from mmgrpo import policy, rollout, training_run
@@ -102,8 +101,6 @@ def rise(worths):
 def test_trainer_and_sampler_agree_on_every_token():
     """With demonstrations, two modules of one signature, and replies that end before they parse."""
     model = embedded_policy(precision="fp32")
-    shake(model.trainable(), seed=1)  # as if trained for a while
-    model.sync()
     program = Pair()
     program.b.demos = [dspy.Example(q="the capital of Norway", t="Oslo"), dspy.Example(q="two and two", t="four")]
     runs = rollout.run(program, jobs_for(QUESTIONS, 6, 0), lm=model.lm(temperature=0.7), metric=noise)

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from searches import search
 from tiny_policy import RawAdapter, tiny_policy
-from training_setup import optimizer, weights
+from training_setup import noise, optimizer, weights
 
 from mmgrpo import cells, grid, profiles
 from mmgrpo.local import Local
 from mmgrpo.records import write_json
 
 SECONDS = 0.05  # of a cell
+STATM = Path("/proc/self/statm")
 TRAIN = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(5)]
 
 
@@ -50,3 +51,21 @@ def optimize(kind: str, folder: Path) -> None:
     found, sampler, tokens = search(kind, folder / "run")
     result = {"program": found.program.dump_state(), "trials": found.trials, "tokens": tokens}
     write_json({"result": result, "sampled": len(sampler.requests)}, folder / "found.json")
+
+
+def train_long(folder: Path, steps: int, leak: int) -> None:
+    """Train, and write the resident memory in MiB at each reward; `leak` is how many bytes each of them loses."""
+    torch.set_num_threads(1)
+    resident, lost = [], []
+
+    def metric(example, prediction, trace=None):
+        lost.append(bytearray(leak))
+        resident.append(int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        return noise(example, prediction)
+
+    policy = tiny_policy()
+    with dspy.context(lm=policy.lm(), adapter=RawAdapter()):
+        optimizer(metric, folder=folder / "run", steps=steps, validate_every=20).compile(
+            dspy.Predict("q -> t"), trainset=TRAIN, valset=TRAIN[:2]
+        )
+    write_json(resident, folder / "resident.json")
