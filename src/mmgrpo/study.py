@@ -148,7 +148,7 @@ def _state(program: dspy.Module) -> dict[str, Any]:
 
 
 def spent(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """What paid APIs cost in between, by role: calls, tokens, dollars."""
+    """What paid APIs cost in between, by role and by what is counted of each."""
     return {
         role: {name: total - before.get(role, {}).get(name, 0) for name, total in totals.items()}
         for role, totals in now.items()
