@@ -112,7 +112,7 @@ class _Schedule:
     def _end(self, cell: Cell, future: Future[None]) -> None:
         try:
             future.result()
-            self.found.add(cell)
+            self.found.add(cell, cell.fingerprint())
             if cell not in self.found.finished:
                 raise UserError(f"{cell.notebook.name} ran through but left no record at {cell.record}.")
             result = f"{records.read(cell.record).mean:.1f} points"
