@@ -97,8 +97,9 @@ def details(records: Sequence[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         parts = [score.details for score in record.scores if score.details and score.outcome != "unscorable"]
-        if parts:
-            rows.append(_identity(record) | pd.DataFrame(parts).mean().to_dict())
+        found = dict.fromkeys(name for part in parts for name in part)
+        if found:
+            rows.append(_identity(record) | {name: _mean_of(name, parts) for name in found})
     return pd.DataFrame(rows, columns=None if rows else RUN)
 
 
@@ -157,6 +158,13 @@ def _paid(spending: Iterable[dict[str, dict[str, float]] | None]) -> dict[str, f
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def _mean_of(name: str, parts: Sequence[dict[str, float]]) -> float:
+    """Mean over the parts that have it; zeros in the others' places keep the order in which pandas would add them."""
+    values = np.array([part.get(name, np.nan) for part in parts], dtype=float)
+    known = ~np.isnan(values)
+    return float(np.where(known, values, 0.0).sum() / known.sum())
 
 
 def _entries(records: Sequence[Record], field: str, columns: list[str]) -> pd.DataFrame:
