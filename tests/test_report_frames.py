@@ -66,13 +66,13 @@ def test_examples_keep_their_order_and_the_parts_of_their_metric():
 
 def test_parts_of_a_metric_are_the_means_that_pandas_takes():
     rng = np.random.default_rng(0)
-    parts = [{name: rng.random() for name in ("b", "a", "c") if rng.random() < 0.8} for _ in range(500)]
+    parts = [{name: rng.random() for name in "tsrqponmlkjihgfedcba" if rng.random() < 0.8} for _ in range(500)]
     outcomes = rng.choice(["completed", "unscorable"], size=500, p=[0.9, 0.1])
     scores = tuple(Score(f"e{i}", 0.5, end, each) for i, (end, each) in enumerate(zip(outcomes, parts, strict=True)))
     found = frames.details([dataclasses.replace(record(), scores=scores), record(seed=1)])
     judged = [each for each, end in zip(parts, outcomes, strict=True) if each and end == "completed"]
     wanted = pd.DataFrame(judged).mean()
-    assert found[list(wanted.index)].iloc[0].tolist() == wanted.tolist()  # to the last bit
+    assert found[list(wanted.index)].iloc[0].tolist() == wanted.tolist()  # bit for bit
     assert len(found) == 1  # a metric without parts has no row
 
 
