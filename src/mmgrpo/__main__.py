@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -105,7 +106,11 @@ def _report(profile: str) -> None:
     from mmgrpo import paths
     from mmgrpo import report as reporting
 
-    files = reporting.write(profile)
+    gc.disable()  # records are needed to the end: searching thousands of them for garbage took a seventh of the time
+    try:
+        files = reporting.write(profile)
+    finally:
+        gc.enable()
     print(f"{len(files)} tables and figures in {paths.figures()}", flush=True)
     for file in files:
         if file.suffix == ".md" and "scores" in file.name:
