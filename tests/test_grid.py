@@ -179,7 +179,7 @@ def test_process_of_a_cell_ends_when_the_grid_is_gone():
 
 
 def test_thousands_of_finished_cells_are_skipped_after_one_look_at_each(monkeypatch, tmp_path):
-    """Counts, as seconds depend on the machine; 10,000 took well under a minute on one core."""
+    """Counts, as seconds depend on the machine; 10,000 small records took a second on one core."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.csv").write_text("1")
     monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path / "data"))
