@@ -54,8 +54,13 @@ test: .venv ## run the tests, the smoke grid and every notebook
 test-learning: .venv ## train the embedded model for a few minutes and check that its reward rises
 	$(PY) -m pytest -m learning
 
-test-browser: .venv ## run two notebooks in JupyterLab in a real browser; screenshots go to figures/
+# Playwright is in no lock, as only this test needs it. It drives a browser that is here already and fetches none.
+test-browser: .venv/.browser ## run two notebooks in JupyterLab in a real browser; screenshots go to figures/
 	$(PY) -m pytest -m browser -rs tests/browser
+
+.venv/.browser: .venv/.complete
+	@$(PY) -m pip install -q playwright==1.65.2
+	@touch $@
 
 # vLLM's build for CPUs runs the same engine code as on a GPU. It pins a CPU build of torch, which pip must find (PyTorch's
 # own index has it), and an older transformers, so it has an environment of its own. The three packages taken out again

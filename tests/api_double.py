@@ -17,8 +17,9 @@ ERRORS = {"unauthorized": 401, "rate limit": 429, "broken": 500}
 class ApiDouble:
     """Answers request after request as `days` says, the last of them for ever. Use as a context manager."""
 
-    def __init__(self, days: Sequence[str]):
+    def __init__(self, days: Sequence[str], reply: str = REPLY):
         self.days = list(days)
+        self.reply = reply
         self.asked = 0
         self.keys: list[str] = []
         double = self
@@ -49,12 +50,11 @@ class ApiDouble:
         self.server.shutdown()
         self.server.server_close()
 
-    @staticmethod
-    def answer(request: BaseHTTPRequestHandler, day: str) -> None:
+    def answer(self, request: BaseHTTPRequestHandler, day: str) -> None:
         body = json.dumps(
             {
                 "id": "x", "object": "chat.completion", "created": 0, "model": "m",
-                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": REPLY}}],
+                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.reply}}],
                 "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
             }
         ).encode()  # fmt: skip

@@ -49,7 +49,7 @@ def test_composition_needs_prompt_optimization_of_the_same_seed():
 
 
 def test_every_strategy_is_known_wherever_strategies_are_listed():
-    assert set(cells.NOTEBOOK_OF) == set(strategies.STRATEGIES) == set(names.STRATEGIES)
+    assert set(cells.NOTEBOOK_OF) == set(strategies.STRATEGIES) == set(names.STRATEGIES) == set(cells.SETTINGS_OF)
 
 
 def test_every_cell_has_a_folder_and_a_name_of_its_own():
@@ -93,6 +93,49 @@ def test_fingerprint_changes_with_the_settings_of_its_profile_only(own_profiles,
     assert cell().fingerprint() == before
     own_profiles("smoke", **changes)
     assert cell().fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("strategy", "used"),
+    {
+        "vanilla": set(),
+        "prompt_optimization": {"mipro"},
+        "trajectory_grpo": {"sampling", "grpo", "policy"},
+        "module_grpo": {"sampling", "grpo", "policy"},
+        "composition": {"sampling", "grpo", "policy", "mipro"},
+        "gepa": {"gepa"},
+        "fast_slow": {"sampling", "grpo", "policy", "mipro", "fast_slow"},
+    }.items(),
+)
+def test_fingerprint_depends_on_the_settings_that_its_strategy_uses_only(own_profiles, strategy, used):
+    changes = {
+        "sampling": {"temperature": 0.8}, "grpo": {"steps": 3}, "policy": {"lora_rank": 8}, "mipro": {"trials": 3},
+        "gepa": {"metric_calls": 30}, "fast_slow": {"trials": 2},
+    }  # fmt: skip
+    found = set()
+    for section, change in changes.items():
+        before = cell(strategy).fingerprint()
+        own_profiles("smoke", **{section: change})
+        found |= {section} if cell(strategy).fingerprint() != before else set()
+    assert found == used
+
+
+def test_a_record_is_told_the_settings_of_its_strategy():
+    smoke = profiles.load("smoke")
+    vanilla, trained = (cell(strategy).settings(smoke) for strategy in ("vanilla", "module_grpo"))
+    assert list(vanilla) == ["splits", "task", "policy"]
+    assert list(trained) == ["splits", "task", "policy", "sampling", "grpo"]
+    assert trained["grpo"] == smoke.grpo.model_dump()
+    assert set(trained["policy"]) - set(vanilla["policy"]) == {"lora_rank", "lora_alpha", "lora_dropout"}
+
+
+def test_fingerprints_of_many_cells_are_those_of_each(monkeypatch, tmp_path):
+    (tmp_path / "rows.csv").write_text("1")
+    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path))
+    todo = [cell(strategy, seed=seed) for strategy in cells.NOTEBOOK_OF for seed in (0, 1)]
+    found = cells.fingerprints(todo)
+    assert found == {one: one.fingerprint() for one in todo}
+    assert len(set(found.values())) == len(todo)
 
 
 def test_fingerprint_of_a_cell_changes_with_the_cells_it_needs(own_profiles):

@@ -8,7 +8,7 @@ import pytest
 from record_factory import record
 
 from mmgrpo import __main__ as cli
-from mmgrpo import grid, paths, policy, records
+from mmgrpo import grid, paths, policy, records, report
 from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 
@@ -97,7 +97,7 @@ def test_missing_adapter_of_the_embedded_model_is_one_sentence(call, monkeypatch
 def test_failed_cells_are_listed_and_the_others_reported(call, monkeypatch):
     cell = Cell("smoke", "banking77", "smollm2-135m", "module_grpo", 0)
     monkeypatch.setattr(grid, "run", lambda todo, place: [grid.Failure(cell, "out of memory")])
-    monkeypatch.setattr(grid, "write_report", lambda profile: [])
+    monkeypatch.setattr(report, "write", lambda profile: [])
     code, out, err = call("grid", "--profile", "smoke")
     assert code == 2
     assert "1 of" in err and "cells failed; the same command runs them again:" in err
@@ -122,6 +122,18 @@ def test_module_runs_from_the_shell(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("mmgrpo: Unknown profile 'smokee'") and done.stderr.count("\n") == 1
+
+
+def test_a_report_waits_for_no_library_that_it_does_not_use(tmp_path):
+    code = (
+        "import sys\nfrom mmgrpo.__main__ import main\ntry:\n    main()\n"
+        "finally:\n    print(sorted({'torch', 'dspy', 'transformers'} & set(sys.modules)))"
+    )
+    for strategy in ("vanilla", "module_grpo"):
+        records.write(record(strategy=strategy), paths.results() / "laptop" / strategy / "record.json")
+    done = subprocess.run([sys.executable, "-c", code, "report"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tables and figures in" in done.stdout and done.stdout.endswith("\n[]\n")
 
 
 def test_plan_is_one_table_and_what_is_missing(call):

@@ -186,13 +186,16 @@ def test_process_of_a_cell_ends_when_the_grid_is_gone():
 # Thousands of cells
 
 
-def test_thousands_of_finished_cells_are_skipped_after_one_look_at_each(monkeypatch):
-    """Counts, as seconds depend on the machine; 10,000 took well under a minute on one core."""
+def test_thousands_of_finished_cells_are_skipped_after_one_look_at_each(monkeypatch, tmp_path):
+    """Counts, as seconds depend on the machine; 10,000 small records took a second on one core."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.csv").write_text("1")
+    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path / "data"))
     listed = todo(("vanilla", "prompt_optimization", "module_grpo", "composition"), seeds=tuple(range(50)))
     for cell in listed:
         made = cheap_cell.record(notes={"cell": cell.fingerprint()})
         records.write(made, cell.record)
-    looked = {"profiles": 0, "notebooks": 0, "records": 0}
+    looked = {"profiles": 0, "notebooks": 0, "walks": 0, "records": 0}
 
     def count(what, place, name):
         original = getattr(place, name)
@@ -203,13 +206,13 @@ def test_thousands_of_finished_cells_are_skipped_after_one_look_at_each(monkeypa
 
         monkeypatch.setattr(place, name, counted)
 
-    profiles._parsed.cache_clear()
     cells._code_hash.cache_clear()
-    count("profiles", profiles.yaml, "safe_load")
+    count("profiles", profiles, "load")
     count("notebooks", cells, "_code")
+    count("walks", cells, "local_files")
     count("records", records, "read")
     assert grid.run(listed, Local(command=never)) == []
-    assert looked == {"profiles": 1, "notebooks": 4, "records": len(listed)}
+    assert looked == {"profiles": 1, "notebooks": 4, "walks": 1, "records": len(listed)}
 
 
 def never(cell):

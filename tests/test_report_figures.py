@@ -4,6 +4,7 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 from record_factory import curve, outline, record
 
 from mmgrpo import report
@@ -31,6 +32,13 @@ def test_files_are_pdf_and_png_and_the_same_each_time(tmp_path):
     assert [file.name for file in first] == ["scores.pdf", "scores.png"]
     assert first[0].read_bytes().startswith(b"%PDF") and first[1].read_bytes().startswith(b"\x89PNG")
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def test_each_file_is_drawn_once(tmp_path, monkeypatch):
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: drawn.append(renderer) or draw(figure, renderer))
+    files = figures.save(figures.scores([record()]), tmp_path, "scores")
+    assert len(drawn) == len(files) == 2
 
 
 def test_bars_are_as_high_as_the_scores_and_a_cell_not_run_has_none():

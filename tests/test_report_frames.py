@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from record_factory import curve, record
 
@@ -22,12 +23,57 @@ def test_runs_have_points_hours_and_outcomes():
     assert row["tokens_prompt"] == 4000
 
 
+ASKED = {
+    "untrusted": {"calls": 2, "prompt": 600, "completion": 600, "dollars": 0.25, "unpriced": 0},
+    "judge": {"calls": 4, "prompt": 900, "completion": 4, "dollars": 0.5, "unpriced": 0},
+}
+UNPRICED = {"judge": ASKED["judge"] | {"dollars": 0.0, "unpriced": 4}}
+CACHED = {"judge": dict.fromkeys(ASKED["judge"], 0)}
+
+
+def paid(**notes):
+    """Calls and dollars of a run with these notes; None where missing."""
+    row = frames.runs([record(notes=notes)]).iloc[0]
+    return tuple(None if np.isnan(row[name]) else row[name] for name in ("api_calls", "api_dollars"))
+
+
+def test_paid_apis_are_summed_over_their_roles():
+    assert paid(spending=ASKED) == (6, 0.75)
+    assert paid(spending=CACHED) == (0, 0)
+
+
+def test_what_is_not_known_of_paid_apis_is_missing():
+    assert paid() == (None, None)  # a record that doesn't tell
+    assert paid(spending={}) == (None, None)  # a task that asks none
+    assert paid(spending=UNPRICED) == (4, None)
+    assert paid(spending=ASKED | {"untrusted": UNPRICED["judge"]}) == (8, None)
+
+
+def test_apis_of_the_run_before_are_paid_too():
+    before = {"seconds": {}, "tokens": {}}
+    assert paid(spending=ASKED, prompt_optimization=before | {"spending": CACHED}) == (6, 0.75)
+    assert paid(spending=ASKED, prompt_optimization=before | {"spending": ASKED}) == (12, 1.5)
+    assert paid(spending=ASKED, prompt_optimization=before) == (None, None)
+
+
 def test_examples_keep_their_order_and_the_parts_of_their_metric():
     scores = (Score("a", 1.0, "completed", {"leakage": 0.5}), Score("b", 0.0, "unscorable", {}))
     frame = frames.examples([dataclasses.replace(record(), scores=scores)])
     assert frame["example"].tolist() == ["a", "b"]
     assert frame["score"].iloc[0] == 1 and np.isnan(frame["score"].iloc[1])
     assert frame["detail_leakage"].iloc[0] == 0.5
+
+
+def test_parts_of_a_metric_are_the_means_that_pandas_takes():
+    rng = np.random.default_rng(0)
+    parts = [{name: rng.random() for name in "tsrqponmlkjihgfedcba" if rng.random() < 0.8} for _ in range(500)]
+    outcomes = rng.choice(["completed", "unscorable"], size=500, p=[0.9, 0.1])
+    scores = tuple(Score(f"e{i}", 0.5, end, each) for i, (end, each) in enumerate(zip(outcomes, parts, strict=True)))
+    found = frames.details([dataclasses.replace(record(), scores=scores), record(seed=1)])
+    judged = [each for each, end in zip(parts, outcomes, strict=True) if each and end == "completed"]
+    wanted = pd.DataFrame(judged).mean()
+    assert found[list(wanted.index)].iloc[0].tolist() == wanted.tolist()  # bit for bit
+    assert len(found) == 1  # a metric without parts has no row
 
 
 def test_curve_has_a_row_a_step_and_missing_keys_are_missing():

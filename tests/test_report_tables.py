@@ -162,6 +162,28 @@ def test_cost_names_the_published_hours_and_their_hardware():
     assert tables.cost([record()]).shown["Published, h"].tolist() == [names.MISSING]
 
 
+def test_cost_has_calls_and_dollars_of_apis_and_dashes_where_there_are_none():
+    def asked(calls, dollars, **changes):
+        counted = {"calls": calls, "prompt": 9, "completion": 9, "dollars": dollars, "unpriced": 0}
+        return record(task="papillon", notes={"spending": {"judge": counted}}, **changes)
+
+    runs = [
+        asked(6, 0.75, seed=0), asked(3, 0.2504, seed=1), asked(0, 0.0, strategy="module_grpo"),
+        record(notes={"spending": {}}), record(task="papillon", strategy="gepa"),
+    ]  # fmt: skip
+    table = tables.cost(runs)
+    shown = table.shown.set_index(["Task", "Strategy"])[["API calls", "API, $"]].T.to_dict("list")
+    assert shown == {
+        ("Banking77", "Vanilla CoT"): [names.MISSING, names.MISSING],
+        ("PAPILLON", "Vanilla CoT"): ["4.5", "0.5002"],
+        ("PAPILLON", "mmGRPO (module)"): ["0.0", "0.0000"],  # all answers were in the cache
+        ("PAPILLON", "GEPA"): [names.MISSING, names.MISSING],
+    }
+    numbers = table.numbers.set_index(["task", "strategy"])["api_dollars"]
+    assert numbers["papillon", "vanilla"] == pytest.approx(0.5002)
+    assert pd.isna(numbers["banking77", "vanilla"]) and pd.isna(numbers["papillon", "gepa"])
+
+
 def test_groups_average_steps_and_tolerate_what_was_not_logged():
     logged = record(strategy="module_grpo", curve=curve([0.1, 0.2], **{"groups/kept": 3.0, "calls/dropped": 1.0}))
     bare = record(strategy="trajectory_grpo", curve=({"step": 1, "reward": 0.5},))

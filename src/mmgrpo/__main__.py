@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -43,7 +44,7 @@ def grid(profile: str = "laptop", tasks: str = "banking77", jobs: int = 1, ray: 
     if failures:
         print("\n".join([f"{len(failures)} of {len(todo)} cells failed:", *lines]), flush=True)
     if len(failures) < len(todo):
-        _say_files(running.write_report(profile))
+        _report(profile)
     if failures:
         raise UserError(
             "\n".join([f"{len(failures)} of {len(todo)} cells failed; the same command runs them again:", *lines])
@@ -56,9 +57,7 @@ def report(profile: str = "laptop") -> None:
     from mmgrpo import profiles
 
     profiles.load(profile)
-    from mmgrpo import grid as running
-
-    _say_files(running.write_report(profile))
+    _report(profile)
 
 
 @app.command()
@@ -103,9 +102,15 @@ def _place(jobs: int, ray: str):
     return Local(jobs)
 
 
-def _say_files(files: list) -> None:
+def _report(profile: str) -> None:
     from mmgrpo import paths
+    from mmgrpo import report as reporting
 
+    gc.disable()  # records are needed to the end: searching thousands of them for garbage took a seventh of the time
+    try:
+        files = reporting.write(profile)
+    finally:
+        gc.enable()
     print(f"{len(files)} tables and figures in {paths.figures()}", flush=True)
     for file in files:
         if file.suffix == ".md" and "scores" in file.name:

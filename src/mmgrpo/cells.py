@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from mmgrpo import paths, policy, profiles, tasks
 from mmgrpo.errors import UserError, nearest
@@ -26,6 +27,16 @@ AROUND = (  # what no number of a record depends on
     "__main__", "bench", "cluster", "grid", "local", "lock", "machine", "notebook_run", "plan", "progress", "report", "show",
 )  # fmt: skip
 NEEDS = {"composition": ("prompt_optimization",)}  # strategies whose record another one starts from
+SETTINGS_OF = {  # sections of a profile that a strategy's numbers depend on, beside its task and policy
+    "vanilla": (),
+    "prompt_optimization": ("mipro",),
+    "trajectory_grpo": ("sampling", "grpo"),
+    "module_grpo": ("sampling", "grpo"),
+    "composition": ("sampling", "grpo", "mipro"),
+    "gepa": ("gepa",),
+    "fast_slow": ("sampling", "grpo", "mipro", "fast_slow"),
+}
+LORA = {"lora_rank", "lora_alpha", "lora_dropout"}  # of the policy, for strategies that train it
 
 
 @dataclass(frozen=True)
@@ -73,18 +84,46 @@ class Cell:
             Cell(self.profile, self.task, self.model, strategy, self.seed) for strategy in NEEDS.get(self.strategy, ())
         )
 
+    def settings(self, profile: Profile) -> dict[str, Any]:
+        """The settings that the cell's strategy uses, by the names of `settings.py`; `profile` is the cell's."""
+        of_task, used = profile.tasks[self.task], SETTINGS_OF[self.strategy]
+        sections = {
+            "sampling": profile.sampling_for(self.model),
+            "grpo": profile.grpo_for(self.task, self.model, self.strategy),
+            "mipro": profile.mipro,
+            "gepa": profile.gepa,
+            "fast_slow": profile.fast_slow,
+        }
+        return {
+            "splits": of_task.splits.model_dump(),
+            "task": of_task.options,
+            "policy": profile.policy_for(self.task).model_dump(exclude=None if "grpo" in used else LORA),
+        } | {name: sections[name].model_dump() for name in used}
+
     def fingerprint(self) -> str:
-        """Hash of all that the cell's record depends on: settings, library, notebook, data, adapter and the cells it needs."""
-        profile = profiles.load(self.profile)
-        parts = [
-            self.task, self.model, self.strategy, self.seed,
-            profile.tasks[self.task].model_dump(), profile.policy_for(self.task).model_dump(),
-            profile.grpo_for(self.task, self.model, self.strategy).model_dump(), profile.sampling_for(self.model).model_dump(),
-            profile.mipro.model_dump(), profile.gepa.model_dump(), profile.fast_slow.model_dump(),
-            library_hash(), code_hash(self.notebook), local_files(),
-            [cell.fingerprint() for cell in self.needs],
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of all that the cell's record depends on. For many cells, `fingerprints` reads files once."""
+        return fingerprints([self])[self]
+
+
+def fingerprints(todo: Iterable[Cell]) -> dict[Cell, str]:
+    """Hash of all that each cell's record depends on: settings, library, notebook, data, adapter and the cells it needs.
+
+    Profiles, notebooks and the names of local data files are read once for all of `todo`.
+    """
+    data, load = _hash(local_files()), cache(profiles.load)
+
+    @cache
+    def without_seed(one: Cell) -> str:
+        return _hash(
+            [one.task, one.model, one.strategy, one.settings(load(one.profile))]
+            + [library_hash(), code_hash(one.notebook), data]
+        )
+
+    @cache
+    def whole(one: Cell) -> str:
+        return _hash([without_seed(replace(one, seed=0)), one.seed, [whole(needed) for needed in one.needs]])
+
+    return {one: whole(one) for one in todo}
 
 
 def cell(profile: str, task: str, model: str, strategy: str, seed: int) -> Cell:
@@ -155,7 +194,11 @@ def code_hash(notebook: Path) -> str:
 
 @cache
 def _code_hash(notebook: Path, *_: int) -> str:
-    return hashlib.sha256(json.dumps(_code(notebook)).encode()).hexdigest()[:16]
+    return _hash(_code(notebook))
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _code(notebook: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Runs the cells of a study, one notebook run each, and writes the report at the end.
+"""Runs the cells of a study, one notebook run each.
 
 Finished cells are skipped. A failed cell keeps its partial notebook and its error, and the rest goes on. A cell starts
 when those that it needs have a record. Time left is told from the first cell on (`plan.py`).
@@ -10,10 +10,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, Self
 
-from mmgrpo import paths, plan, records, report
+from mmgrpo import paths, plan, records
 from mmgrpo.cells import Cell
 from mmgrpo.errors import UserError
 from mmgrpo.local import Local
@@ -58,11 +57,6 @@ def run(todo: Sequence[Cell], place: Place | None = None) -> list[Failure]:
                 f"{len(todo)} cells, {len(todo) - len(waiting)} finished before. About {clock(schedule.left())} to go."
             )
             return schedule.run()
-
-
-def write_report(profile: str) -> list[Path]:
-    """Tables and figures from all records of a profile."""
-    return report.build(records.read_all(paths.results() / profile), paths.figures())
 
 
 class _Schedule:
@@ -112,7 +106,7 @@ class _Schedule:
     def _end(self, cell: Cell, future: Future[None]) -> None:
         try:
             future.result()
-            self.found.add(cell)
+            self.found.add(cell, cell.fingerprint())
             if cell not in self.found.finished:
                 raise UserError(f"{cell.notebook.name} ran through but left no record at {cell.record}.")
             result = f"{records.read(cell.record).mean:.1f} points"

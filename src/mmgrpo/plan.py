@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from mmgrpo import paths, profiles, records, tasks
-from mmgrpo.cells import Cell
+from mmgrpo.cells import Cell, fingerprints
 from mmgrpo.errors import UserError
 from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
 from mmgrpo.report import published
@@ -66,8 +66,8 @@ class Survey:
     seconds: dict[tuple[str, ...], list[float]] = field(default_factory=dict)  # by profile, task, model and strategy
     unmeasured: dict[tuple[str, ...], tuple[float, str]] = field(default_factory=dict)  # likewise
 
-    def add(self, cell: Cell) -> None:
-        """Read the cell's record, if there is one."""
+    def add(self, cell: Cell, fingerprint: str) -> None:
+        """Read the cell's record, if there is one; it is finished where the record has the cell's fingerprint."""
         self.finished.discard(cell)
         if not cell.record.exists():
             return
@@ -77,7 +77,7 @@ class Survey:
             self.damaged[cell] = str(error)
             return
         self.seconds.setdefault(_kind(cell), []).append(sum(record.seconds.values()))
-        if record.notes.get("cell") == cell.fingerprint():
+        if record.notes.get("cell") == fingerprint:
             self.finished.add(cell)
 
     def expected(self, cell: Cell) -> tuple[float, str]:
@@ -93,8 +93,8 @@ class Survey:
 def survey(todo: Iterable[Cell]) -> Survey:
     """Look at the records of all cells and of those they need."""
     found = Survey()
-    for cell in dict.fromkeys(one for asked in todo for one in (*asked.needs, asked)):
-        found.add(cell)
+    for cell, fingerprint in fingerprints(one for asked in todo for one in (*asked.needs, asked)).items():
+        found.add(cell, fingerprint)
     return found
 
 

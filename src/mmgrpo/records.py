@@ -52,7 +52,7 @@ class Record:
     tokens: dict[str, int]  # prompt, completion, calls
     peak_memory_gb: float
     program: dict[str, Any]  # DSPy state of the final program: instructions and demonstrations
-    notes: dict[str, Any]  # what a strategy has to add: usable instruction candidates, an outline of rollouts, ...
+    notes: dict[str, Any]  # what paid APIs cost by role (`spending`), and what a strategy adds: rollouts, ...
     schema: int = SCHEMA
 
     @property

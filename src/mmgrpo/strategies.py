@@ -93,7 +93,10 @@ def composition(ready: Study) -> Trained:
             "with the same parameters first, or `make reproduce`, which keeps the order."
         )
     trained = _grpo(ready, optimized_program(ready, earlier), "module")
-    before = {"validation": list(earlier.validation), "seconds": earlier.seconds, "tokens": earlier.tokens}
+    before = {
+        "validation": list(earlier.validation), "seconds": earlier.seconds, "tokens": earlier.tokens,
+        "spending": earlier.notes["spending"],
+    }  # fmt: skip
     return Trained(trained.program, trained.curve, trained.validation, {"prompt_optimization": before} | trained.notes)
 
 

@@ -58,17 +58,8 @@ class Study:
         return self.cell.folder / f"training-{self.cell.fingerprint()}"
 
     def settings(self) -> dict[str, Any]:
-        """Every setting that the cell ran with, by the names of `settings.py`."""
-        return {
-            "splits": self.profile.tasks[self.cell.task].splits.model_dump(),
-            "task": self.profile.tasks[self.cell.task].options,
-            "policy": self.policy.settings.model_dump(),
-            "sampling": self.sampling.model_dump(),
-            "grpo": self.grpo.model_dump(),
-            "mipro": self.mipro.model_dump(),
-            "gepa": self.profile.gepa.model_dump(),
-            "fast_slow": self.profile.fast_slow.model_dump(),
-        }
+        """Every setting that the cell runs with, by the names of `settings.py`."""
+        return self.cell.settings(self.profile)
 
     def evaluate(self, program: dspy.Module, split: Sequence[dspy.Example], title: str) -> list[Trajectory]:
         """Greedy runs of `program` on the examples of a split."""
@@ -148,19 +139,20 @@ def _state(program: dspy.Module) -> dict[str, Any]:
 
 
 def spent(before: dict[str, dict[str, float]], now: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """What paid APIs cost in between, by role: calls, tokens, dollars."""
+    """What paid APIs cost in between, by role and by what is counted of each."""
     return {
         role: {name: total - before.get(role, {}).get(name, 0) for name, total in totals.items()}
         for role, totals in now.items()
     }
 
 
-def finished(cell: Cell) -> Record | None:
-    """The cell's record where it has one that is whole and up to date."""
+def finished(cell: Cell, fingerprint: str | None = None) -> Record | None:
+    """The cell's record where it has one that is whole and up to date; `fingerprint`, where known, is the cell's."""
     if not cell.record.exists():
         return None
     record = records.read(cell.record)
-    return record if record.notes.get("cell") == cell.fingerprint() else None
+    wanted = cell.fingerprint() if fingerprint is None else fingerprint
+    return record if record.notes.get("cell") == wanted else None
 
 
 def _commit() -> str:

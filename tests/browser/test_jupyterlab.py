@@ -1,7 +1,7 @@
 """Notebooks as a reader has them: JupyterLab in a real browser, Run All Cells, and no error anywhere.
 
-The package `playwright` is not in the lock, as only this test needs it. Screenshots of what a reader
-sees lie in the figures folder afterwards.
+The package `playwright` is not in the lock, as only this test needs it; `make test-browser` installs it. Screenshots
+of what a reader sees lie in the figures folder afterwards.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from record_factory import curve, outline, record
 
 from mmgrpo import paths, records
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="no playwright here: `.venv/bin/pip install playwright`, then run this again"
-)
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: `make test-browser` installs it")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
@@ -52,29 +50,31 @@ class Lab:
     log: Path
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[Lab]:
-    """JupyterLab on a copy of the notebooks without outputs, with some made-up smoke records to report on."""
-    folder = tmp_path_factory.mktemp("lab")
-    _copy_notebooks(folder / "notebooks")
-    _write_records(folder / "results")
+@pytest.fixture
+def lab(tmp_path) -> Iterator[Lab]:
+    """JupyterLab on a copy of the notebooks without outputs, with some made-up smoke records to report on.
+
+    Each notebook has one of its own: a second page in the same JupyterLab would open the first notebook again.
+    """
+    _copy_notebooks(tmp_path / "notebooks")
+    _write_records(tmp_path / "results")
     for plugin, settings in SETTINGS.items():
-        file = folder / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        file = tmp_path / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
         file.write_text(settings)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     moved = {
-        "MMGRPO_RESULTS_DIR": folder / "results", "MMGRPO_FIGURES_DIR": folder / "figures",
-        "JUPYTERLAB_SETTINGS_DIR": folder / "settings", "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces",
-        "JUPYTER_CONFIG_DIR": folder / "config", "IPYTHONDIR": folder / "ipython",
+        "MMGRPO_RESULTS_DIR": tmp_path / "results", "MMGRPO_FIGURES_DIR": tmp_path / "figures",
+        "JUPYTERLAB_SETTINGS_DIR": tmp_path / "settings", "JUPYTERLAB_WORKSPACES_DIR": tmp_path / "workspaces",
+        "JUPYTER_CONFIG_DIR": tmp_path / "config", "IPYTHONDIR": tmp_path / "ipython",
     }  # fmt: skip
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder / 'notebooks'}",
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={tmp_path / 'notebooks'}",
         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
     ]  # fmt: skip
-    started = Lab(f"http://127.0.0.1:{port}", folder / "lab.log")
+    started = Lab(f"http://127.0.0.1:{port}", tmp_path / "lab.log")
     with started.log.open("w") as log:
         environment = os.environ | {name: str(value) for name, value in moved.items()}
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

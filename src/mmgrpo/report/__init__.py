@@ -1,11 +1,15 @@
-"""Records in, tables and figures out: `build(records, folder)` writes all of them."""
+"""Records in, tables and figures out: `build(records, folder)` writes all of them, `write(profile)` a profile's.
+
+Nothing here imports torch or DSPy, which would take longer than the report.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmgrpo.records import Record
+from mmgrpo import paths
+from mmgrpo.records import Record, read_all
 from mmgrpo.report import claims, figures, frames, names, settings_table, tables, writers
 
 
@@ -28,4 +32,9 @@ def build(records: Sequence[Record], folder: Path) -> list[Path]:
     return files
 
 
-__all__ = ["build"]
+def write(profile: str) -> list[Path]:
+    """Write tables and figures of all records of `profile` into the figures folder; return the files."""
+    return build(read_all(paths.results() / profile), paths.figures())
+
+
+__all__ = ["build", "write"]

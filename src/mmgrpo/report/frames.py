@@ -6,7 +6,7 @@ The score of an unscorable example is NaN here, so that no mean counts it as a w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +56,10 @@ def is_smoke(records: Sequence[Record]) -> bool:
 
 
 def runs(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a run: score in points, counts of outcomes, hours by stage and in all, tokens, memory in GB.
+    """One row a run: score in points, counts of outcomes, hours by stage and in all, tokens, paid APIs, memory in GB.
 
     `hours_before` is what the optimization took that the run starts from (a composition's prompts), NaN where it
-    starts from nothing. It counts in `hours`, as do the tokens of that earlier run.
+    starts from nothing. It counts in `hours`, as do the tokens and API calls of that earlier run.
     """
     rows = []
     for record in records:
@@ -74,6 +74,7 @@ def runs(records: Sequence[Record]) -> pd.DataFrame:
             | {f"hours_{stage}": seconds / 3600 for stage, seconds in record.seconds.items()}
             | {"hours_before": before / 3600, "hours": np.nansum([before, *record.seconds.values()]) / 3600}
             | {f"tokens_{kind}": tokens[kind] for kind in record.tokens}
+            | _paid(note.get("spending") for note in (record.notes, *earlier))
             | {"peak_memory_gb": record.peak_memory_gb, "smoke": record.smoke}
         )
     return pd.DataFrame(rows)
@@ -96,8 +97,9 @@ def details(records: Sequence[Record]) -> pd.DataFrame:
     rows = []
     for record in records:
         parts = [score.details for score in record.scores if score.details and score.outcome != "unscorable"]
-        if parts:
-            rows.append(_identity(record) | pd.DataFrame(parts).mean().to_dict())
+        found = dict.fromkeys(name for part in parts for name in part)
+        if found:
+            rows.append(_identity(record) | {name: _mean_of(name, parts) for name in found})
     return pd.DataFrame(rows, columns=None if rows else RUN)
 
 
@@ -140,9 +142,29 @@ def _values(scores: Sequence[Score]) -> np.ndarray:
     return np.array([np.nan if score.outcome == "unscorable" else score.score for score in scores], dtype=float)
 
 
+def _paid(spending: Iterable[dict[str, dict[str, float]] | None]) -> dict[str, float]:
+    """Calls and dollars of paid APIs in all; NaN where no API was asked, or where they or a price are not known."""
+    parts = list(spending)
+    if None in parts or not any(parts):
+        return {"api_calls": np.nan, "api_dollars": np.nan}
+    roles = [role for part in parts for role in part.values()]
+    priced = not any(role["unpriced"] for role in roles)
+    return {
+        "api_calls": sum(role["calls"] for role in roles),
+        "api_dollars": sum(role["dollars"] for role in roles) if priced else np.nan,
+    }
+
+
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def _mean_of(name: str, parts: Sequence[dict[str, float]]) -> float:
+    """Mean over the parts that have it; zeros in the others' places keep the order in which pandas would add them."""
+    values = np.array([part.get(name, np.nan) for part in parts], dtype=float)
+    known = ~np.isnan(values)
+    return float(np.where(known, values, 0.0).sum() / known.sum())
 
 
 def _entries(records: Sequence[Record], field: str, columns: list[str]) -> pd.DataFrame:

@@ -23,6 +23,7 @@ TOKENS = {
     "tokens_completion": "Completion, k tokens",
     "tokens_trained": "Trained, k tokens",
 }
+APIS = {"api_calls": "API calls", "api_dollars": "API, $"}
 
 
 def scores(records: Sequence[Record], *, seed: int = 0) -> Table:
@@ -51,10 +52,10 @@ def scores(records: Sequence[Record], *, seed: int = 0) -> Table:
 
 
 def cost(records: Sequence[Record]) -> Table:
-    """What a run takes: hours, tokens and memory, means over seeds."""
+    """What a run takes: hours, tokens, paid APIs and memory, means over seeds."""
     runs = frames.runs(records)
-    columns = [name for name in (*STAGES, *TOKENS, "peak_memory_gb") if name in runs and runs[name].notna().any()]
-    numbers = runs.groupby(frames.CELL)[columns].mean().reset_index()
+    columns = [name for name in (*STAGES, *TOKENS) if name in runs and runs[name].notna().any()]
+    numbers = runs.groupby(frames.CELL)[[*columns, *APIS, "peak_memory_gb"]].mean().reset_index()
     numbers = numbers.merge(runs.groupby(frames.CELL).size().rename("seeds").reset_index(), on=frames.CELL)
     paper = published.cost().rename(columns={"hours": "published_hours", "hardware": "published_hardware"})
     numbers = _in_order(numbers.merge(paper, on="strategy", how="left"))
@@ -63,6 +64,8 @@ def cost(records: Sequence[Record]) -> Table:
         if name in numbers:
             unit = 1000 if name in TOKENS else 1
             shown[head] = [number(value / unit, 1 if name in TOKENS else 2) for value in numbers[name]]
+    for name, head in APIS.items():
+        shown[head] = [number(value, 4 if name == "api_dollars" else 1) for value in numbers[name]]
     shown["Peak memory, GB"] = [number(value) for value in numbers["peak_memory_gb"]]
     paper_cost = zip(numbers["published_hours"], numbers["published_hardware"], strict=True)
     shown["Published, h"] = [
@@ -70,9 +73,11 @@ def cost(records: Sequence[Record]) -> Table:
     ]
     shown["Seeds"] = [str(n) for n in numbers["seeds"]]
     caption = (
-        "Wall-clock hours, thousands of tokens and peak memory of one run, means over seeds; "
+        "Wall-clock hours, thousands of tokens, paid APIs and peak memory of one run, means over seeds; "
         f"machine: {_machines(records)}. A run that starts from optimized prompts pays for them too: "
-        "its hours in all and its tokens include that earlier run. "
+        "its hours in all, its tokens and its API calls include that earlier run. "
+        f"API calls answered from the cache cost nothing and don't count; {names.MISSING}: the task asks no API, or the "
+        "number or its price isn't known. "
         "The published hours are the paper's means over its tasks and 8B models."
     )
     return Table("table_cost", "Cost", caption, shown, numbers, frames.is_smoke(records))

@@ -18,24 +18,14 @@ from mmgrpo.show.markup import number, pre, table
 from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory
 
-ALWAYS, TRAINED, PROMPTED = ("splits.", "policy.context"), ("policy.lora", "sampling.", "grpo."), ("mipro.",)
-USES = {
-    "vanilla": (),
-    "prompt_optimization": PROMPTED,
-    "trajectory_grpo": TRAINED,
-    "module_grpo": TRAINED,
-    "gepa": (),
-}  # others: both
-
 
 def settings(ready: Study) -> pd.DataFrame:
     """Ours beside the paper's: the settings that the cell's strategy uses and the paper states."""
     paper = published.settings()
-    used = (*ALWAYS, *USES.get(ready.cell.strategy, (*TRAINED, *PROMPTED)))
     rows = {
         key: {"ours": value, "paper": _of_paper(paper[key], ready.cell.task)}
         for key, value in settings_table.flatten(ready.settings()).items()
-        if key in paper and key.startswith(used)
+        if key in paper
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="setting")
 

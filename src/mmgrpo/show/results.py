@@ -12,7 +12,7 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from mmgrpo import study as studies
-from mmgrpo.cells import Cell
+from mmgrpo.cells import Cell, fingerprints
 from mmgrpo.records import Record
 from mmgrpo.report import frames, names, writers
 from mmgrpo.report.figures import style
@@ -36,8 +36,8 @@ def outcome(record: Record) -> pd.DataFrame:
 def cells(listed: Sequence[Cell]) -> pd.DataFrame:
     """A row a cell of the grid: what it is, the notebook that runs it, and its test score once it has a record."""
     rows = []
-    for cell in listed:
-        record = studies.finished(cell)
+    for cell, fingerprint in fingerprints(listed).items():
+        record = studies.finished(cell, fingerprint)
         row = {
             "task": cell.task,
             "model": cell.model,

@@ -77,7 +77,7 @@ def new(
             figure.suptitle(names.SMOKE_STAMP, color="firebrick", fontweight="bold", fontsize=11)
         yield figure, axes
         figure.get_layout_engine().execute(figure)  # here, as ticks take their style when first laid out,
-        figure.set_layout_engine("none")  # and once, not again for each file
+        figure.set_layout_engine(None)  # and once: with any engine, even "none", each file is drawn twice
 
 
 def legend(figure: Figure, handles: list) -> None:

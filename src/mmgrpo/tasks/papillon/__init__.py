@@ -67,7 +67,7 @@ def task(options: Options) -> Task:
         return fmean(judge(example, reply).score for example in splits.test)
 
     def spending() -> dict[str, dict[str, float]]:
-        return {role: dict(asked.spent) for role, asked in models.items() if asked.spent}
+        return {role: dict(asked.spent) for role, asked in models.items() if isinstance(asked, ApiModel)}
 
     return Task(
         name="papillon",

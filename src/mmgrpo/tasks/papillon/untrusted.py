@@ -50,7 +50,6 @@ class LocalModel:
 
     def __init__(self, name: str, max_tokens: int):
         self.name = name
-        self.spent: Counter[str] = Counter()  # always empty
         self._max_tokens = max_tokens
         self._lm: dspy.LM | None = None
         self._loading = threading.Lock()
@@ -95,7 +94,10 @@ class ApiModel:
 
     @property
     def spent(self) -> Counter[str]:
-        """Calls, prompt and completion tokens, US dollars where DSPy knows the price; cached answers are free."""
+        """Calls, prompt and completion tokens, US dollars, and calls that DSPy knows no price of (`unpriced`).
+
+        Answers from the cache are free and don't count.
+        """
         return self._lm.spent
 
     def __call__(self, text: str) -> str:
@@ -118,7 +120,7 @@ class _CountingLM(dspy.LM):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        self.spent: Counter[str] = Counter()
+        self.spent: Counter[str] = Counter(calls=0, prompt=0, completion=0, dollars=0.0, unpriced=0)
         self._counting = threading.Lock()
 
     def update_history(self, entry: dict[str, Any]) -> None:
@@ -130,4 +132,5 @@ class _CountingLM(dspy.LM):
                     prompt=usage.get("prompt_tokens") or 0,
                     completion=usage.get("completion_tokens") or 0,
                     dollars=entry["cost"] or 0.0,
+                    unpriced=int(entry["cost"] is None),
                 )
