@@ -103,7 +103,7 @@ def test_trainer_and_sampler_agree_on_every_token():
     model = embedded_policy(precision="fp32")
     program = Pair()
     program.b.demos = [dspy.Example(q="the capital of Norway", t="Oslo"), dspy.Example(q="two and two", t="four")]
-    runs = rollout.run(program, jobs_for(QUESTIONS, 6, 0), lm=model.lm(temperature=0.7), metric=noise)
+    runs = rollout.run(program, jobs_for(QUESTIONS, 6, 0), lm=model.lm(temperature=1.5), metric=noise)
     calls = [call for run in runs for call in run.calls]
     trained = completion_logprobs(model.trainable(), calls)
     sampled = torch.tensor([value for call in calls for value in call.logprobs])
