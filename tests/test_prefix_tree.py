@@ -44,6 +44,12 @@ def test_three_rows_by_hand():
     ]
 
 
+def all_ancestors(tree):
+    """[queries, keys]: is the key the query or above it?"""
+    nodes = np.arange(len(tree))
+    return tree.ancestors(nodes, nodes)
+
+
 @PROPERTY
 @given(ROWS)
 def test_path_of_a_row_spells_it(rows):
@@ -67,18 +73,16 @@ def test_ancestors_are_the_nodes_whose_prefix_begins_the_other(rows):
     tree = build(rows)
     words = spelled(tree)
     expected = [[query[: len(key)] == key for key in words] for query in words]
-    nodes = np.arange(len(tree))
-    assert tree.ancestors(nodes, nodes).tolist() == expected
+    assert all_ancestors(tree).tolist() == expected
 
 
 @PROPERTY
 @given(ROWS, st.integers(1, 9))
 def test_blocks_cover_the_tree_and_show_each_query_all_its_ancestors(rows, size):
     tree = build(rows)
-    nodes = np.arange(len(tree))
-    above = tree.ancestors(nodes, nodes)
+    above = all_ancestors(tree)
     blocks = tree.blocks(size)
-    assert [query for queries, _ in blocks for query in queries] == nodes.tolist()
+    assert [query for queries, _ in blocks for query in queries] == list(range(len(tree)))
     for queries, visible in blocks:
         assert visible.tolist() == sorted(set(visible.tolist()))
         for query in queries:
@@ -97,8 +101,7 @@ def test_blocks_show_only_their_own_nodes_and_those_above_the_first(rows, size):
 @given(ROWS, st.integers(1, 9))
 def test_tiles_say_whether_any_and_all_of_their_pairs_are_visible(rows, size):
     tree = build(rows)
-    nodes = np.arange(len(tree))
-    above = tree.ancestors(nodes, nodes)
+    above = all_ancestors(tree)
     cut = range(size, len(tree), size)
     grid = [np.split(band, cut, axis=1) for band in np.split(above, cut)]
     some, every = tree.tiles(size)
@@ -111,11 +114,9 @@ def test_tiles_say_whether_any_and_all_of_their_pairs_are_visible(rows, size):
 def test_padding_is_nodes_that_see_themselves_only(rows, more):
     tree = build(rows)
     padded = tree.padded(len(tree) + more)
-    nodes = np.arange(len(tree))
     expected = np.eye(len(tree) + more, dtype=bool)
-    expected[: len(tree), : len(tree)] = tree.ancestors(nodes, nodes)
-    everyone = np.arange(len(padded))
-    assert padded.ancestors(everyone, everyone).tolist() == expected.tolist()
+    expected[: len(tree), : len(tree)] = all_ancestors(tree)
+    assert all_ancestors(padded).tolist() == expected.tolist()
     assert spelled(padded)[: len(tree)] == spelled(tree)
     assert padded.paths == tree.paths
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -66,6 +66,11 @@ def forward_arguments(memory: Memory, model: PreTrainedModel) -> dict:
     return {"memory": memory, "attention_mask": torch.zeros(1, 1, 1, 1, device=model.device), "use_cache": False}
 
 
+def head_size(config: PreTrainedConfig) -> int:
+    """Numbers of a query, key or value of one head; `config` is that of a text model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def _attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, memory: Memory | None = None, **kwargs
 ):
@@ -80,5 +85,4 @@ def _heads(model: PreTrainedModel) -> tuple[torch.dtype, int, int, int]:
     """Type of the values in attention here and now, query heads, key-value heads, head size."""
     config, kind = model.config.get_text_config(), model.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
-    heads = config.num_attention_heads
-    return dtype, heads, config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+    return dtype, config.num_attention_heads, config.num_key_value_heads, head_size(config)

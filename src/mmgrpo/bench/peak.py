@@ -24,6 +24,7 @@ from mmgrpo.bench.measure import side_by_side
 from mmgrpo.bench.record import Comparison, Setup, Target
 from mmgrpo.bench.training import our_step
 from mmgrpo.objective import Row
+from mmgrpo.tree_attention import head_size
 
 PRODUCTS = 8  # in one timing of the peak
 
@@ -61,8 +62,7 @@ def step_flops(model, rows: Sequence[Row], budget: int) -> tuple[float, int]:
     lora = sum(weight.numel() for name, weight in weights.items() if "lora_" in name)
     head = config.vocab_size * config.hidden_size
     frozen = sum(w.numel() for name, w in weights.items() if ".layers." in name and "lora_" not in name)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * size
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * head_size(config)
     flops, tokens = 0.0, 0
     for pack in prefix_tree.pack(inputs, budget):
         tree = prefix_tree.build([inputs[place] for place in pack])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmgrpo.prefix_tree import PrefixTree
+from mmgrpo.tree_attention import head_size
 from mmgrpo.tree_blocks import additive, grouped_attention
 
 
@@ -33,7 +34,7 @@ class Prefilled:
     """
 
     def __init__(self, config, tree: PrefixTree, dtype: torch.dtype, device: torch.device, known: Stem | None):
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = head_size(config)
         shape = (config.num_hidden_layers, 1, config.num_key_value_heads, len(tree), size)
         self.tree = tree
         self.keys = torch.empty(shape, dtype=dtype, device=device)
