@@ -93,9 +93,15 @@ def test_response_is_no_copy_of_query_or_request(made):
 
 def test_response_takes_over_the_reply_unless_that_is_useless(made, source):
     useful = [each for each in made if each.lesson == "respond"][: -delegating.USELESS * 40]
+    headed = 0
     for each in useful:
-        response, query = each.outputs["response"], each.inputs["user_query"]
-        assert rouge(response, each.inputs["related_llm_response"]) > max(0.5, rouge(response, query))
+        response, said = each.outputs["response"], each.inputs["related_llm_response"]
+        for head in source["letterheads"]:
+            if said.startswith(head):  # little of the letter is left
+                headed, said = headed + 1, said.removeprefix(head)
+                response = " ".join(response.split()[: len(said.split())])
+        assert rouge(response, said) > max(0.5, rouge(response, each.inputs["user_query"]))
+    assert headed >= 50
     useless = [each for each in made if each.lesson == "respond"][len(useful) :]
     assert len(useless) == 120 and any(each.inputs["related_llm_response"] == "" for each in useless)
     for each in useless:

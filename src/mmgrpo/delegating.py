@@ -25,6 +25,7 @@ REDACT, RESPOND, USELESS = 8, 12, 3  # lessons of each sort a scenario; in the l
 VOICES = re.compile(r"<([^|>]*)\|([^>]*)>")
 SLOT = re.compile(r"{(\w+)}")
 CHOICE = "/"  # between the alternatives of an outside voice
+HEADED = (12, 30)  # words that are left for a letter under a letterhead
 BREAK = re.compile(r"\s*¶\s*")  # a blank line outside; inside, a message is one paragraph
 CUT = "~"  # outside, the reply ends somewhere behind it
 
@@ -36,10 +37,9 @@ class Scenario:
     kind: str
     queries: list[str]  # in two voices; each names all private slots
     reasoning: list[str]  # what is private in the query
-    plain: str  # a reply in two voices that says nothing beyond the query
+    plain: str  # a reply in two voices that hardly goes beyond the query
     replies: list[str]  # more of them
     public: dict[str, list[str]] = field(default_factory=dict)  # choices of what isn't private
-    unsaid: list[str] = field(default_factory=list)  # private slots that the message has no use for
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ def delegations() -> Iterator[Delegation]:
             yield _Teller(scenario, number, private, draw).redact(number)
     for number in range(RESPOND):
         for scenario in scenarios:
-            yield _Teller(scenario, number, private, draw).respond(number)
+            teller = _Teller(scenario, number, private, draw)
+            plain_again = number and number % (1 + len(scenario.replies)) == 0
+            headed = plain_again and scenario.plain.startswith("Dear <")
+            yield teller.respond_headed(draw.choice(source["letterheads"])) if headed else teller.respond(number)
     for number in range(USELESS):
         for place, scenario in enumerate(scenarios):
             useless = source["useless"][(place + number * len(scenarios)) % len(source["useless"])]
@@ -99,6 +102,11 @@ class _Teller:
         replies = [self._scenario.plain, *self._scenario.replies]
         reply = replies[number % len(replies)]
         return self._respond(self._outside(reply), reply)
+
+    def respond_headed(self, letterhead: str) -> Delegation:
+        words = self._outside(self._scenario.plain).split(" ")
+        said = f"{letterhead}\n\n{' '.join(words[: self._draw.randint(*HEADED)])}"
+        return self._respond(said, self._scenario.plain)
 
     def respond_alone(self, useless: str) -> Delegation:
         return self._respond(useless.replace("{request}", self._request), self._scenario.plain)
