@@ -54,7 +54,7 @@ def test_every_row_becomes_a_lesson(both):
     train, valid = both
     held_out = sum(row.get("subject") in HELD_OUT_SUBJECTS for row in ROWS)
     programs = sum("lesson" in row for row in ROWS)
-    assert len(ROWS) == 1480 and len(valid) == held_out > 50
+    assert len(ROWS) == 2400 and len(valid) == held_out > 50
     assert len(train) == INTENT_ROUNDS * (len(ROWS) - programs - held_out) + PROGRAM_ROUNDS * programs
 
 
