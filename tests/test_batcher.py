@@ -58,7 +58,9 @@ def run_rollouts(batcher, *questions):
     """Answers by question, of one worker for each list of questions."""
     answers = {}
     with batcher.workers(len(questions)) as leave:
-        finish(start(*(rollout(batcher, leave, own, answers) for own in questions)))
+        threads = start(*(rollout(batcher, leave, own, answers) for own in questions))
+        batcher.drive()
+        finish(threads)
     return answers
 
 
@@ -84,7 +86,9 @@ def test_batch_waits_for_the_last_worker():
         early = start(rollout(batcher, leave, [1], answers))
         time.sleep(5 * batcher_module.QUIET_SECONDS)
         assert generator.batches == []
-        finish(early + start(rollout(batcher, leave, [2], answers)))
+        late = start(rollout(batcher, leave, [2], answers))
+        batcher.drive()
+        finish(early + late)
     assert generator.batches == [[1, 2]]
 
 
@@ -143,14 +147,31 @@ def test_thread_ends_after_idling_and_the_next_call_starts_another(monkeypatch):
     assert answers == [4]
 
 
-def test_thread_stays_while_a_rollout_runs(monkeypatch):
-    monkeypatch.setattr(batcher_module, "IDLE_SECONDS", 0.05)
+def test_rollout_is_answered_on_the_thread_that_drives_it_alone():
+    """Also right after calls from outside, whose thread still waits for more."""
+    threads = []
+
+    def generate(questions):
+        threads.append(threading.current_thread())
+        return questions
+
+    batcher = Batcher(generate)
+    batcher.ask(0)
+    (serving,) = set(threads)
+    assert serving.is_alive()
+    for _ in range(20):
+        run_rollouts(batcher, [1, 2], [3, 4])
+    assert set(threads[1:]) == {threading.current_thread()}
+
+
+def test_call_from_outside_that_came_during_a_rollout_is_answered_after_it():
     batcher = Batcher(Generator())
-    before = set(threading.enumerate())
+    answers = {}
     with batcher.workers(1) as leave:
-        batcher.ask(1)
-        (thread,) = set(threading.enumerate()) - before
-        time.sleep(0.3)
-        assert thread.is_alive()
+        outside = start(rollout(batcher, lambda: None, [5], answers))
+        while not batcher._waiting:
+            time.sleep(0.001)
         leave()
-    finish([thread])
+        batcher.drive()
+    finish(outside)
+    assert answers == {5: 25}

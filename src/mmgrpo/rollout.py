@@ -93,7 +93,7 @@ def run(
                 leave()
 
         batcher = policy.engine.batcher
-        with batcher.workers(count, driven=True) as leave, ThreadPoolExecutor(count) as pool:
+        with batcher.workers(count) as leave, ThreadPoolExecutor(count) as pool:
             try:
                 futures = [pool.submit(contextvars.copy_context().run, work, leave) for _ in range(count)]
                 batcher.drive()

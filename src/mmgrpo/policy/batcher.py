@@ -42,15 +42,14 @@ class Batcher(Generic[Question, Answer]):
         self._waiting: list[_Ticket] = []
         self._last_arrival = 0.0
         self._workers = 0
-        self._driven = False
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def workers(self, count: int, *, driven: bool = False) -> Iterator[Callable[[], None]]:
+    def workers(self, count: int) -> Iterator[Callable[[], None]]:
         """Announce `count` workers; each calls the yielded function once, when it has no more work.
 
-        `driven` promises a call of `drive` from inside.
+        Their calls are answered while `drive` runs, which is to be called from inside.
         """
         remaining = count
 
@@ -63,13 +62,13 @@ class Batcher(Generic[Question, Answer]):
 
         with self._changed:
             self._workers += count
-            self._driven = driven
+            self._changed.notify_all()
         try:
             yield leave
         finally:
             with self._changed:
                 self._workers -= remaining
-                self._driven, self._broken = False, None
+                self._broken = None
                 if self._waiting:  # calls from outside that came meanwhile
                     self._start_thread()
                 self._changed.notify_all()
@@ -77,7 +76,7 @@ class Batcher(Generic[Question, Answer]):
     def drive(self) -> None:
         """Generate on the calling thread until all workers have left; an interrupt reaches every waiting caller."""
         try:
-            while batch := self._next_batch(until_workers_left=True):
+            while batch := self._batch_of_workers():
                 self._answer(batch)
         except BaseException as error:
             with self._changed:
@@ -102,14 +101,14 @@ class Batcher(Generic[Question, Answer]):
         return ticket.answer
 
     def _start_thread(self) -> None:
-        if self._thread is None and not self._driven:
+        if self._thread is None and not self._workers:
             self._thread = threading.Thread(target=self._serve, name="mmgrpo-batcher")
             self._thread.start()
 
     def _serve(self) -> None:
         while True:
             with self._changed:
-                batch = self._next_batch(until_workers_left=False)
+                batch = self._batch_from_outside()
                 if not batch:
                     self._thread = None
                     return
@@ -129,27 +128,31 @@ class Batcher(Generic[Question, Answer]):
         for ticket in batch:
             ticket.answered.set()
 
-    def _next_batch(self, *, until_workers_left: bool) -> list[_Ticket]:
-        """All waiting tickets once it is time; empty when the workers have left, or after idling."""
+    def _batch_of_workers(self) -> list[_Ticket]:
+        """All waiting tickets once every worker waits; empty when the workers have left."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) >= self._workers)
+            return self._take() if self._workers else []
+
+    def _batch_from_outside(self) -> list[_Ticket]:
+        """All waiting tickets once no new one has come for a moment; empty after idling, or when workers come."""
         idle_since = time.monotonic()
         with self._changed:
-            while True:
-                if until_workers_left and not self._workers:
-                    return []
+            while not self._workers:
+                quiet = time.monotonic() - self._last_arrival
                 if not self._waiting:
-                    if not self._workers and time.monotonic() - idle_since >= IDLE_SECONDS:
+                    if time.monotonic() - idle_since >= IDLE_SECONDS:
                         return []
                     self._changed.wait(IDLE_SECONDS)
-                elif self._workers:
-                    if len(self._waiting) >= self._workers:
-                        break
-                    self._changed.wait()
-                elif (quiet := time.monotonic() - self._last_arrival) >= QUIET_SECONDS:
-                    break
-                else:
+                elif quiet < QUIET_SECONDS:
                     self._changed.wait(QUIET_SECONDS - quiet)
-            batch, self._waiting = self._waiting, []
-            return batch
+                else:
+                    return self._take()
+            return []
+
+    def _take(self) -> list[_Ticket]:
+        batch, self._waiting = self._waiting, []
+        return batch
 
 
 def _fail(tickets: Sequence[_Ticket], error: BaseException) -> None:
