@@ -1,11 +1,13 @@
 """What is measured before training: who parsed, and which inputs have runs of different reward."""
 
 import dataclasses
+import json
 
 from factories import runs
 from test_show import study
 
-from mmgrpo import headroom
+from mmgrpo import headroom, paths
+from mmgrpo.hashing import sha256_of
 
 
 def test_inputs_whose_runs_all_earn_the_same_do_not_inform():
@@ -27,3 +29,22 @@ def test_right_answers_of_banking_earn_full_marks_and_chance_is_one_label():
     ready = study()
     assert headroom.oracle_score(ready) == 1.0
     assert ready.task.chance(ready.splits) == 1 / len(ready.splits.labels)
+
+
+def test_what_is_kept_is_of_the_policy_that_the_project_ships():
+    kept = json.loads(headroom.FILE.read_text(encoding="utf-8"))
+    assert kept["profile"] == "laptop"
+    assert kept["adapter"] == sha256_of(paths.POSTTRAINED_ADAPTER / "adapter_model.safetensors")
+
+
+def test_every_embedded_task_has_headroom_and_a_signal():
+    kept = {each.task: each for each in headroom.kept()}
+    assert set(kept) == {"Banking77", "PAPILLON", "HoVer"}
+    for each in kept.values():
+        assert each.chance < each.vanilla < each.oracle - 4 * each.standard_error
+        assert each.informative > 0.5 and min(each.parsed.values()) > 0.8
+
+
+def test_what_is_kept_is_read_as_it_was_written(tmp_path):
+    file = headroom.keep(headroom.kept(), "laptop", tmp_path / "headroom.json")
+    assert headroom.kept(file) == headroom.kept()

@@ -37,7 +37,7 @@ def test_embedded_rows_are_made_again_without_a_difference():
 
 def test_embedded_rows_are_varied_private_and_short():
     examples = rows.read(embedded.FILE)
-    assert len(examples) == 240 and len(embedded.scenarios()) == 24
+    assert len(examples) == 480 and len(embedded.scenarios()) == 24
     for row in examples:
         assert 20 <= len(row.user_query.split()) <= 60
         assert leaked(row.pii_units, row.user_query) == row.pii_units
@@ -62,9 +62,9 @@ def test_no_name_of_the_post_training_is_private_here():
 
 
 def test_splits_are_disjoint_steady_and_of_the_asked_for_sizes():
-    one, again = load(80, 40, 120), load(80, 40, 120)
-    assert (len(one.train), len(one.valid), len(one.test), one.source) == (80, 40, 120, "embedded")
-    assert len(everything(one)) == 240
+    one, again = load(180, 60, 240), load(180, 60, 240)
+    assert (len(one.train), len(one.valid), len(one.test), one.source) == (180, 60, 240, "embedded")
+    assert len(everything(one)) == 480
     assert one == again and one.fingerprint == again.fingerprint
     assert load(8, 8, 8).test == one.test[:8]
     assert all(set(row.inputs()) == {"user_query"} for row in one.train)

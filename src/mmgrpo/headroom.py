@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from mmgrpo import rollout
+from mmgrpo import paths, records, rollout
+from mmgrpo.hashing import sha256_of
+from mmgrpo.policy.merging import WEIGHTS
 from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory
+
+FILE = paths.DATA / "headroom.json"  # of the embedded policy and rows under the laptop profile
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,19 @@ def measure(ready: Study, *, inputs: int, rollouts: int = 6) -> Headroom:
         parsed=parse_rates(greedy),
         informative=informative_share(sampled),
     )
+
+
+def keep(measured: Sequence[Headroom], profile: str, file: Path = FILE) -> Path:
+    """Write what was measured of the embedded policy, with the hash of the adapter that it is true of."""
+    policy = sha256_of(paths.POSTTRAINED_ADAPTER / WEIGHTS)
+    return records.write_json(
+        {"profile": profile, "adapter": policy, "tasks": [asdict(each) for each in measured]}, file
+    )
+
+
+def kept(file: Path = FILE) -> list[Headroom]:
+    """What the project measured and keeps."""
+    return [Headroom(**task) for task in json.loads(file.read_text(encoding="utf-8"))["tasks"]]
 
 
 def oracle_score(ready: Study) -> float:

@@ -1,6 +1,6 @@
 """PAPILLON on PUPA: answer a private query with the help of an untrusted, stronger language model.
 
-Real data: PUPA (Li et al. 2025, MIT), from the hub or a local folder. Embedded: 240 queries of our own in the same
+Real data: PUPA (Li et al. 2025, MIT), from the hub or a local folder. Embedded: 480 queries of our own in the same
 format (`data/papillon`), an untrusted model that runs here, and a judge that needs no API.
 """
 

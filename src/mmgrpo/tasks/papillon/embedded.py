@@ -24,7 +24,7 @@ from mmgrpo import paths
 SCENARIOS = paths.DATA / "papillon" / "scenarios.yaml"
 FILE = paths.DATA / "papillon" / "queries.csv"
 COLUMNS = ("conversation_hash", "predicted_category", "user_query", "target_response", "pii_units", "redacted_query")
-ROWS_A_SCENARIO = 10
+ROWS_A_SCENARIO = 20
 SEED = 20
 MONTHS = calendar.month_name[1:]
 SLOT = re.compile(r"{(\w+)}")
