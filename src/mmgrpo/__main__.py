@@ -40,12 +40,10 @@ def grid(profile: str = "laptop", tasks: str = "banking77", jobs: int = 1, ray: 
     for model in {cell.model for cell in todo} & set(EMBEDDED):
         print(f"Embedded language model: {EMBEDDED[model]()}", flush=True)
     failures = running.run(todo, place)
-    lines = [f"  {failure.cell.name}: {failure.reason}" for failure in failures]
-    if failures:
-        print("\n".join([f"{len(failures)} of {len(todo)} cells failed:", *lines]), flush=True)
     if len(failures) < len(todo):
         _report(profile)
     if failures:
+        lines = [f"  {failure.cell.name}: {failure.reason}" for failure in failures]
         raise UserError(
             "\n".join([f"{len(failures)} of {len(todo)} cells failed; the same command runs them again:", *lines])
         )
