@@ -183,7 +183,7 @@ def test_agreement_of_what_could_not_be_scored_is_missing():
     table = tables.agreement([record([0.0], outcomes=["unscorable"])], [record([1.0])])
     (shown,) = table.shown.to_dict("records")
     assert (shown["This machine"], shown["Within"]) == (names.MISSING, names.MISSING)
-    assert "0.0" not in shown["Difference"]
+    assert shown["Difference"] == names.MISSING
 
 
 # The README
@@ -221,7 +221,7 @@ def test_section_has_scores_claims_and_figure():
     runs = [record([0.5] * 4, seed=seed) for seed in (0, 1)]
     runs += [record([0.75] * 4, seed=seed, strategy="module_grpo") for seed in (0, 1)]
     lines = readme.section({"embedded": runs}).splitlines()
-    assert "| Task | Strategy | Llama 3.1 8B, published | Qwen3 8B, published | SmolLM2 135M, committed |" in lines[3]
+    assert "| Task | Strategy | Llama 3.1 8B, published | Qwen3 8B, published | SmolLM2 135M, committed |" in lines[2]
     assert "| Banking77 | Vanilla CoT | 58.4 ± 1.4 | 64.6 ± 1.2 | 50.0 ± 0.0 [50.0, 50.0] | 2 |" in lines
     assert "| Banking77 | MIPROv2 | 59.4 ± 0.4 | 65.9 ± 1.1 | – | – |" in lines  # not committed, and no zero
     (claim,) = [line for line in lines if line.startswith("| mmGRPO (module) over Vanilla CoT |")]
@@ -301,7 +301,7 @@ def test_committed_tables_and_figures_are_those_of_the_committed_records(tmp_pat
     stored = paths.PROJECT / "figures" / "committed"
     made = {file.relative_to(tmp_path): file for file in report.build_committed(tmp_path)}
     kept = {file.relative_to(stored): file for file in stored.rglob("*") if file.is_file()}
-    assert set(made) == set(kept)
+    assert {name for name in made if name.suffix != ".pdf"} == {name for name in kept if name.suffix != ".pdf"}
     for name, file in made.items():
         if file.suffix in TEXTS:
             assert file.read_bytes() == kept[name].read_bytes(), name

@@ -53,7 +53,7 @@ def grid(profile: str = "laptop", tasks: str = "banking77", jobs: int = 1, ray: 
 
 @app.command()
 def report(profile: str = "laptop") -> None:
-    """Write tables and figures of PROFILE from its records, then those of the committed records and the README's results."""
+    """Write tables and figures of PROFILE from its records, and those of the committed records."""
     from mmgrpo import paths, profiles
     from mmgrpo import report as reporting
     from mmgrpo.report import frames

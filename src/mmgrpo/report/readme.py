@@ -50,8 +50,8 @@ def _study(source: str, records: Sequence[Record]) -> str:
     numbers, place = summary.scores((), records), Path("figures/committed", evidence.FOLDERS[source]).as_posix()
     single = tables.ONE_SEED if (numbers["committed_seeds"] == 1).any() else ""
     return "\n".join([
-        f"Our runs of the profile `{evidence.PROFILE}` on {DATA[source]}, with all their tables and figures in",
-        f"[{place}]({place}) and their records in [data/evidence](data/evidence). {CONTEXT}{single}",
+        f"Our runs of the profile `{evidence.PROFILE}` on {DATA[source]}: all their tables and figures are in "
+        f"[{place}]({place}), their records in [data/evidence](data/evidence). {CONTEXT}{single}",
         "",
         *writers.markdown_rows(_scores(numbers)),
         "",
@@ -78,7 +78,7 @@ def _scores(numbers: pd.DataFrame) -> pd.DataFrame:
         if cells["committed_mean"].notna().any():
             committed = cells[[summary.COMMITTED[part] for part in ("mean", "sd", "low", "high")]]
             shown[f"{head}, committed"] = [tables.measured_score(*score) for score in committed.itertuples(index=False)]
-            shown[f"{head}, seeds"] = [str(int(n)) if n > 0 else names.MISSING for n in cells["committed_seeds"]]
+            shown[f"{head}, seeds"] = [writers.count(n) for n in cells["committed_seeds"]]
     return pd.DataFrame(shown)
 
 

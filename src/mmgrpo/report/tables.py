@@ -11,7 +11,8 @@ import pandas as pd
 from mmgrpo.records import Record
 from mmgrpo.report import evidence, frames, names, published, statistics, summary
 from mmgrpo.report.frames import Cell
-from mmgrpo.report.writers import Table, bounds, estimate, number, spread
+from mmgrpo.report.statistics import Interval
+from mmgrpo.report.writers import Table, bounds, count, estimate, number, spread
 
 STAGES = {
     "hours_before": "Prompts before, h",
@@ -25,9 +26,8 @@ TOKENS = {
     "tokens_completion": "Completion, k tokens",
     "tokens_trained": "Trained, k tokens",
 }
-COMMITTED = " Committed: our own runs, whose records lie in data/evidence."
-ONE_SEED = " One seed has no deviation, and its interval covers the choice of test examples only."
 APIS = {"api_calls": "API calls", "api_dollars": "API, $"}
+ONE_SEED = " One seed has no deviation, and its interval covers the choice of test examples only."
 
 
 def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed: int = 0) -> Table:
@@ -44,17 +44,14 @@ def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed:
             if rows[f"{prefix}mean"].notna().any():
                 measured = rows[[f"{prefix}{part}" for part in ("mean", "sd", "low", "high")]]
                 shown[*head, name] = [measured_score(*parts) for parts in measured.itertuples(index=False)]
-                seeds = rows[f"{prefix}seeds"]
-                shown[*head, f"{prefix}seeds".replace("_", " ")] = [
-                    str(int(n)) if n > 0 else names.MISSING for n in seeds
-                ]
+                shown[*head, f"{prefix}seeds".replace("_", " ")] = [count(n) for n in rows[f"{prefix}seeds"]]
     caption = (
         "Mean test score in points of 100 ± standard deviation over seeds, "
         "[95% bootstrap interval over seeds and test examples]. "
         f"{names.MISSING}: not run, or not published. Published: {published.source()}"
     )
     if committed:
-        caption += COMMITTED
+        caption += " Committed: our own runs, whose records lie in data/evidence."
     if committed and records:
         caption += " Reproduced: the runs of this machine." + evidence.differences(records, committed)
     if numbers[["seeds", "committed_seeds"]].eq(1).any(axis=None):
@@ -78,9 +75,7 @@ def agreement(records: Sequence[Record], committed: Sequence[Record], *, seed: i
         estimate(row.committed_mean, row.committed_low, row.committed_high) for row in numbers.itertuples()
     ]
     shown["Committed seeds"] = [str(n) for n in numbers["committed_seeds"]]
-    shown["Within"] = [
-        names.MISSING if pd.isna(row.difference) else "yes" if row.within else "no" for row in numbers.itertuples()
-    ]
+    shown["Within"] = [within or names.MISSING for within in numbers["within"]]
     shown["Difference"] = [
         estimate(row.difference, row.difference_low, row.difference_high, sign=True) for row in numbers.itertuples()
     ]
@@ -197,10 +192,17 @@ def _agreement(key: tuple[str, str, str], ours: Cell, theirs: Cell, *, seed: int
     return {
         "task": task, "model": model, "strategy": strategy, "mean": mean, "seeds": len(ours.seeds),
         "committed_mean": wanted.estimate, "committed_low": wanted.low, "committed_high": wanted.high,
-        "committed_seeds": len(theirs.seeds), "within": statistics.within(mean, wanted),
+        "committed_seeds": len(theirs.seeds), "within": _within(mean, wanted),
         "difference": apart.estimate, "difference_low": apart.low, "difference_high": apart.high,
         "same_examples": same,
     }  # fmt: skip
+
+
+def _within(mean: float, wanted: Interval) -> str:
+    """Yes or no; empty where either side has no mean."""
+    if math.isnan(mean) or math.isnan(wanted.low):
+        return ""
+    return "yes" if statistics.within(mean, wanted) else "no"
 
 
 def _heads(numbers: pd.DataFrame) -> pd.DataFrame:

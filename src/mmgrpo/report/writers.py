@@ -105,6 +105,11 @@ def estimate(value: float, low: float, high: float, *, sign: bool = False) -> st
     return text if math.isnan(low) or math.isnan(high) else f"{text} {bounds(low, high, sign=sign)}"
 
 
+def count(amount: float) -> str:
+    """A whole number; "–" where there is nothing to count."""
+    return str(int(amount)) if amount > 0 else names.MISSING
+
+
 def _levels(shown: pd.DataFrame) -> list[tuple[str, ...]]:
     return [column if isinstance(column, tuple) else (column,) for column in shown.columns]
 
