@@ -29,7 +29,7 @@ plan: .venv ## say what PROFILE on TASKS takes and what is missing here; starts 
 reproduce: .venv ## run the study: every strategy of PROFILE on TASKS, then its tables and figures
 	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS) --jobs $(JOBS)
 
-report: .venv ## write tables and figures again from the records in results/
+report: .venv ## write tables and figures again from the records in results/ and data/evidence/
 	$(PY) -m mmgrpo report --profile $(PROFILE)
 
 lab: .venv ## open the notebooks in JupyterLab

@@ -156,6 +156,20 @@ def test_fingerprint_changes_with_the_library(monkeypatch):
     assert cell().fingerprint() != before
 
 
+def test_the_library_is_the_same_whatever_records_are_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    monkeypatch.setattr(paths, "EVIDENCE", tmp_path / "evidence")
+
+    def hash_with(name):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+        return cells.library_hash.__wrapped__()
+
+    before = hash_with("banking77/categories.json")
+    assert hash_with("evidence/embedded/laptop/record.json") == before
+    assert hash_with("banking77/more.json") != before
+
+
 def test_fingerprint_changes_with_the_data_folder(monkeypatch, tmp_path):
     before = cell().fingerprint()
     (tmp_path / "rows.csv").write_text("1")

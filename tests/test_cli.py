@@ -17,6 +17,7 @@ from mmgrpo.errors import UserError
 def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setenv("MMGRPO_FIGURES_DIR", str(tmp_path / "figures"))
+    monkeypatch.setattr(paths, "EVIDENCE", tmp_path / "evidence")
     monkeypatch.setitem(policy.EMBEDDED, "smollm2-135m", lambda: "a folder")  # needs no model
     for name in ("HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))  # main() sets them; put back afterwards

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmgrpo.report.statistics import Interval, Pair, gain, mean_and_sd, mean_interval, verdict
+from mmgrpo.report.statistics import Interval, Pair, difference, gain, mean_and_sd, mean_interval, verdict, within
 
 NAN = float("nan")
 
@@ -76,6 +76,38 @@ def test_relative_gain_of_an_average_is_that_of_the_averages():
     result = gain(pairs)  # averages 50 and 30
     assert result.points.estimate == pytest.approx(20)
     assert result.relative.estimate == pytest.approx(100 * 20 / 30)
+
+
+def test_difference_of_examples_that_are_the_same_is_that_of_each():
+    base = np.array([[0.0, 0.25, 0.5, 0.75]] * 3)  # three seeds against one
+    apart = difference(base[:1] + 0.25, base, paired=True)  # each example gains 25 points, whichever are drawn
+    assert (apart.estimate, apart.low, apart.high) == pytest.approx((25, 25, 25))
+
+
+def test_difference_of_other_examples_has_the_spread_of_both_sides():
+    half_right = np.tile([1.0, 0.0], 200)[None]  # standard error 2.5 points a side, 3.54 of the difference, times 1.96
+    apart = difference(half_right, half_right, paired=False)
+    assert apart.estimate == 0
+    assert apart.low == pytest.approx(-6.9, abs=0.6)
+    assert apart.high == pytest.approx(6.9, abs=0.6)
+
+
+def test_difference_draws_the_seeds_of_each_side_apart():
+    both = np.array([[1.0] * 6, [0.0] * 6])  # drawn together, the two sides would never differ
+    assert difference(both, both, paired=True) == Interval(0, -100, 100)
+
+
+def test_example_unscorable_on_one_side_counts_in_the_difference_of_the_means():
+    assert difference(np.array([[1.0, 0.0]]), np.array([[NAN, 0.0]]), paired=True).estimate == 50
+
+
+@pytest.mark.parametrize(("value", "expected"), [(10.0, True), (30.0, True), (9.99, False), (30.01, False)])
+def test_bounds_are_within(value, expected):
+    assert within(value, Interval(20.0, 10.0 + 1e-12, 30.0 - 1e-12)) is expected  # but for rounding
+
+
+def test_nothing_is_within_an_interval_without_bounds():
+    assert not within(50.0, Interval(NAN, NAN, NAN))
 
 
 def test_example_unscorable_on_one_side_counts_on_neither():

@@ -51,11 +51,21 @@ def grid(profile: str = "laptop", tasks: str = "banking77", jobs: int = 1, ray: 
 
 @app.command()
 def report(profile: str = "laptop") -> None:
-    """Write tables and figures of PROFILE from its records."""
-    from mmgrpo import profiles
+    """Write tables and figures of PROFILE from its records, and those of the committed records."""
+    from mmgrpo import paths, profiles
+    from mmgrpo import report as reporting
+    from mmgrpo.report import frames
 
     profiles.load(profile)
-    _report(profile)
+    if own := reporting.recorded(profile):
+        _report(profile)
+    committed = reporting.write_committed()
+    if not (own or committed):
+        raise UserError(frames.NO_RECORDS)
+    if not own:
+        print(f"This machine has no records of the profile {profile}.")
+    if committed:
+        print(f"{len(committed)} tables and figures of the committed records in {paths.committed_figures()}")
 
 
 @app.command()
@@ -111,7 +121,7 @@ def _report(profile: str) -> None:
         gc.enable()
     print(f"{len(files)} tables and figures in {paths.figures()}", flush=True)
     for file in files:
-        if file.suffix == ".md" and "scores" in file.name:
+        if file.suffix == ".md" and file.name.startswith(("table_scores", "table_agreement")):
             print(file.read_text(encoding="utf-8"))
 
 

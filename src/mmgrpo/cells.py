@@ -173,7 +173,8 @@ def library_hash() -> str:
     digest = hashlib.sha256()
     package = Path(__file__).parent
     files = [f for f in package.glob("**/*.py") if f.relative_to(package).parts[0].removesuffix(".py") not in AROUND]
-    files += [f for kind in ("csv", "json", "yaml", "safetensors") for f in paths.DATA.glob(f"*/**/*.{kind}")]
+    data = [f for kind in ("csv", "json", "yaml", "safetensors") for f in paths.DATA.glob(f"*/**/*.{kind}")]
+    files += [f for f in data if paths.EVIDENCE not in f.parents]  # runs don't depend on what earlier ones measured
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

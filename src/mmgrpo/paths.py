@@ -8,6 +8,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = PROJECT / "notebooks"
 DATA = PROJECT / "data"
+EVIDENCE = DATA / "evidence"  # records of our own runs: SOURCE/PROFILE/TASK/MODEL/STRATEGY/seed-N/record.json
 PROFILES = Path(__file__).resolve().parent / "profiles"
 POSTTRAINED_ADAPTER = DATA / "posttraining" / "adapter"
 
@@ -25,6 +26,16 @@ def results() -> Path:
 def figures() -> Path:
     """Folder for tables and figures; `MMGRPO_FIGURES_DIR` moves it."""
     return _folder("MMGRPO_FIGURES_DIR", "figures")
+
+
+def committed_figures() -> Path:
+    """Folder for tables and figures of the committed records; git keeps it."""
+    return figures() / "committed"
+
+
+def readme() -> Path | None:
+    """The page that links to `committed_figures`, or None where figures go elsewhere than into the project."""
+    return PROJECT / "README.md" if figures() == PROJECT / "figures" else None
 
 
 def servers() -> list[str]:

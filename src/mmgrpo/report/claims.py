@@ -13,7 +13,7 @@ from mmgrpo.records import Record
 from mmgrpo.report import frames, names, published, statistics
 from mmgrpo.report.frames import Cell
 from mmgrpo.report.statistics import Interval, Pair
-from mmgrpo.report.writers import Table, bounds, number
+from mmgrpo.report.writers import Table, count, estimate, number
 
 NOT_RUN = "not run"
 NOT_A_RESULT = "not a result (smoke)"
@@ -129,7 +129,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
             "Published, %": _published(row),
             "Ours, points": _with_bounds(row, "points"),
             "Ours, %": _with_bounds(row, "relative"),
-            "Seeds": str(row["seeds"]) if row["seeds"] else names.MISSING,
+            "Seeds": count(row["seeds"]),
             "Verdict": row["verdict"],
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -150,12 +150,7 @@ def _published(row: dict) -> str:
 
 
 def _with_bounds(row: dict, name: str) -> str:
-    estimate = number(row[name], sign=True)
-    return (
-        estimate
-        if np.isnan(row[f"{name}_low"])
-        else f"{estimate} {bounds(row[f'{name}_low'], row[f'{name}_high'], sign=True)}"
-    )
+    return estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], sign=True)
 
 
 def _of_seeds(cell: Cell, seeds: list[int]) -> np.ndarray:

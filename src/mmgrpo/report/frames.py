@@ -19,6 +19,7 @@ from mmgrpo.records import Record, Score
 RUN = ["task", "model", "strategy", "seed"]  # what tells one run of a profile from another
 CELL = ["task", "model", "strategy"]
 OUTCOMES = ("completed", "interrupted", "crashed", "unscorable")
+NO_RECORDS = "There are no records to report on: run some cells first, then build the report again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class Cell:
 def check(records: Sequence[Record]) -> None:
     """Raise UserError unless `records` are of one profile, all scored, with at most one for each run."""
     if not records:
-        raise UserError("There are no records to report on: run some cells first, then build the report again.")
+        raise UserError(NO_RECORDS)
     profiles = sorted({record.profile for record in records})
     if len(profiles) > 1:
         raise UserError(

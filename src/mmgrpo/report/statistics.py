@@ -18,7 +18,7 @@ import numpy as np
 
 REPLICATES = 4000
 LEVEL = 95.0  # percent
-NO_GAIN = 1e-9  # points; a bound closer to zero than this is rounding
+ROUNDING = 1e-9  # points; numbers that differ by less are equal
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -84,6 +84,24 @@ def gain(pairs: Sequence[Pair], *, seed: int = 0) -> Gain:
     return Gain(points, relative=_interval(estimate, 100 * (drawn_new / drawn_base - 1)))
 
 
+def difference(
+    new: np.ndarray, base: np.ndarray, *, paired: bool, task: str = "", model: str = "", seed: int = 0
+) -> Interval:
+    """Mean score of a [S, E] array less that of another study's, in points; each side has seeds of its own.
+
+    `paired`: both were scored on the same examples, which are then drawn together. Unlike in `gain`, an example that
+    is unscorable on one side counts on the other, as it does in the two means that are reported.
+    """
+    drawn_new = _replicates(new, task, model, seed)
+    drawn_base = _replicates(base, task if paired else f"{task}, base", f"{model}, base", seed)
+    return _interval(mean_and_sd(new)[0] - mean_and_sd(base)[0], 100 * (drawn_new - drawn_base))
+
+
+def within(value: float, interval: Interval) -> bool:
+    """Whether `value` lies between the bounds, or on one of them but for rounding."""
+    return interval.low - ROUNDING <= value <= interval.high + ROUNDING
+
+
 def verdict(interval: Interval) -> str:
     """Whether a gain is there, by the interval of the gain: a rule on its sign, not on its size.
 
@@ -91,9 +109,9 @@ def verdict(interval: Interval) -> str:
     - "does not hold": the upper bound is below zero.
     - "undecided": zero lies within, or there is no interval.
     """
-    if interval.low > NO_GAIN:
+    if interval.low > ROUNDING:
         return HOLDS
-    return FAILS if interval.high < -NO_GAIN else UNDECIDED
+    return FAILS if interval.high < -ROUNDING else UNDECIDED
 
 
 def _interval(estimate: float, replicates: np.ndarray) -> Interval:

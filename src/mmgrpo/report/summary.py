@@ -1,4 +1,4 @@
-"""Reproduced and published scores in one tidy frame: the numbers of the score table and of its bar chart."""
+"""Published, committed and reproduced scores in one tidy frame: the numbers of the score table and of its bar chart."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import pandas as pd
 from mmgrpo.records import Record
 from mmgrpo.report import frames, names, published, statistics
 
-COLUMNS = [*frames.CELL, "published_mean", "published_sd", "mean", "sd", "low", "high", "seeds", "examples"]
+MEASURED = ["mean", "sd", "low", "high", "seeds", "examples"]  # of a cell, this machine's or (`committed_`) committed
+COMMITTED = {name: f"committed_{name}" for name in MEASURED}
+COLUMNS = [*frames.CELL, "published_mean", "published_sd", *COMMITTED.values(), *MEASURED]
 
 
-def scores(records: Sequence[Record], *, seed: int = 0) -> pd.DataFrame:
-    """One row for each task, model and strategy that was run, or published for a task that was run.
+def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed: int = 0) -> pd.DataFrame:
+    """One row for each task, model and strategy that was run or is committed, or published for a task of those.
 
-    Points of 100; NaN where a cell wasn't run (`seeds` is 0) or isn't published. `low` and `high` bound
-    the 95% bootstrap interval, drawn from `seed`.
+    Points of 100; NaN where a cell wasn't run (`seeds` is 0), isn't committed (`committed_seeds` is 0) or isn't
+    published. `low` and `high` bound the 95% bootstrap interval, drawn from `seed`.
     """
-    reproduced = _reproduced(records, seed)
+    both = _measured(records, seed).merge(
+        _measured(committed, seed).rename(columns=COMMITTED), on=frames.CELL, how="outer"
+    )
     paper = published.results().drop(columns="source").rename(columns={"mean": "published_mean", "sd": "published_sd"})
-    paper = paper[paper["task"].isin(reproduced["task"])]
-    both = reproduced.merge(paper, on=frames.CELL, how="outer")
-    both[["seeds", "examples"]] = both[["seeds", "examples"]].fillna(0).astype(int)
+    both = both.merge(paper[paper["task"].isin(both["task"])], on=frames.CELL, how="outer")
+    counts = [name for name in COLUMNS if name.endswith(("seeds", "examples"))]
+    both[counts] = both[counts].fillna(0).astype(int)
     order = {
         "task": names.ordered(both["task"], names.TASKS),
         "model": names.ordered(both["model"], names.MODELS),
@@ -33,15 +37,10 @@ def scores(records: Sequence[Record], *, seed: int = 0) -> pd.DataFrame:
     ]
 
 
-def _reproduced(records: Sequence[Record], seed: int) -> pd.DataFrame:
+def _measured(records: Sequence[Record], seed: int) -> pd.DataFrame:
     rows = []
     for (task, model, strategy), cell in frames.cells(records).items():
         interval = statistics.mean_interval(cell.scores, task=task, model=model, seed=seed)
         mean, sd = statistics.mean_and_sd(cell.scores)
-        shape = {"seeds": len(cell.seeds), "examples": len(cell.examples)}
-        rows.append(
-            {"task": task, "model": model, "strategy": strategy, "mean": mean, "sd": sd}
-            | {"low": interval.low, "high": interval.high}
-            | shape
-        )
-    return pd.DataFrame(rows)
+        rows.append((task, model, strategy, mean, sd, interval.low, interval.high, len(cell.seeds), len(cell.examples)))
+    return pd.DataFrame(rows, columns=[*frames.CELL, *MEASURED]).astype(dict.fromkeys(MEASURED, float))

@@ -1,15 +1,18 @@
-"""Scores, cost, settings, groups and outcomes as tables. The claims have a file of their own."""
+"""Scores, agreement, cost, groups, parts and outcomes as tables. Claims and settings have files of their own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from mmgrpo.records import Record
-from mmgrpo.report import frames, names, published, summary
-from mmgrpo.report.writers import Table, bounds, number, spread
+from mmgrpo.report import evidence, frames, names, published, statistics, summary
+from mmgrpo.report.frames import Cell
+from mmgrpo.report.statistics import Interval
+from mmgrpo.report.writers import Table, bounds, count, estimate, number, spread
 
 STAGES = {
     "hours_before": "Prompts before, h",
@@ -24,11 +27,12 @@ TOKENS = {
     "tokens_trained": "Trained, k tokens",
 }
 APIS = {"api_calls": "API calls", "api_dollars": "API, $"}
+ONE_SEED = " One seed has no deviation, and its interval covers the choice of test examples only."
 
 
-def scores(records: Sequence[Record], *, seed: int = 0) -> Table:
-    """Table 1: strategies by task and model, published beside reproduced."""
-    numbers = summary.scores(records, seed=seed)
+def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed: int = 0) -> Table:
+    """Table 1: strategies by task and model, published beside committed beside reproduced, each where there is one."""
+    numbers = summary.scores(records, committed, seed=seed)
     strategies = names.ordered({*names.PAPER_STRATEGIES, *numbers["strategy"]}, names.STRATEGIES)
     shown = pd.DataFrame({("", "", "Strategy"): [names.strategy(name) for name in strategies]})
     for (task, model), cell in numbers.groupby(["task", "model"], sort=False):
@@ -36,19 +40,56 @@ def scores(records: Sequence[Record], *, seed: int = 0) -> Table:
         head = names.task(task), names.model(model)
         if rows["published_mean"].notna().any():
             shown[*head, "published"] = [spread(row.published_mean, row.published_sd) for row in rows.itertuples()]
-        if rows["mean"].notna().any():
-            shown[*head, "reproduced"] = [_reproduced(row.mean, row.sd, row.low, row.high) for row in rows.itertuples()]
-            shown[*head, "seeds"] = [str(int(n)) if n > 0 else names.MISSING for n in rows["seeds"]]
+        for name, prefix in (("committed", "committed_"), ("reproduced", "")):
+            if rows[f"{prefix}mean"].notna().any():
+                measured = rows[[f"{prefix}{part}" for part in ("mean", "sd", "low", "high")]]
+                shown[*head, name] = [measured_score(*parts) for parts in measured.itertuples(index=False)]
+                shown[*head, f"{prefix}seeds".replace("_", " ")] = [count(n) for n in rows[f"{prefix}seeds"]]
     caption = (
         "Mean test score in points of 100 ± standard deviation over seeds, "
         "[95% bootstrap interval over seeds and test examples]. "
         f"{names.MISSING}: not run, or not published. Published: {published.source()}"
     )
-    if (numbers["seeds"] == 1).any():
-        caption += " One seed has no deviation, and its interval covers the choice of test examples only."
+    if committed:
+        caption += " Committed: our own runs, whose records lie in data/evidence."
+    if committed and records:
+        caption += " Reproduced: the runs of this machine." + evidence.differences(records, committed)
+    if numbers[["seeds", "committed_seeds"]].eq(1).any(axis=None):
+        caption += ONE_SEED
     return Table(
         "table_scores", "Scores by strategy, task and model", caption, shown, numbers, frames.is_smoke(records)
     )
+
+
+def agreement(records: Sequence[Record], committed: Sequence[Record], *, seed: int = 0) -> Table | None:
+    """Each cell of `records` that is committed too: do the two agree? None where there is no such cell."""
+    theirs = frames.cells(committed)
+    both = [(key, ours, theirs[key]) for key, ours in frames.cells(records).items() if key in theirs]
+    if not both:
+        return None
+    numbers = _in_order(pd.DataFrame([_agreement(*each, seed=seed) for each in both]))
+    shown = _heads(numbers)
+    shown["This machine"] = [number(mean) for mean in numbers["mean"]]
+    shown["Seeds"] = [str(n) for n in numbers["seeds"]]
+    shown["Committed"] = [
+        estimate(row.committed_mean, row.committed_low, row.committed_high) for row in numbers.itertuples()
+    ]
+    shown["Committed seeds"] = [str(n) for n in numbers["committed_seeds"]]
+    shown["Within"] = [within or names.MISSING for within in numbers["within"]]
+    shown["Difference"] = [
+        estimate(row.difference, row.difference_low, row.difference_high, sign=True) for row in numbers.itertuples()
+    ]
+    caption = (
+        "Mean test scores of this machine's runs and of the committed ones (records in data/evidence), in points of "
+        "100. In brackets 95% bootstrap intervals over seeds and test examples. Within: this machine's mean lies in "
+        "the interval of the committed one. Difference: this machine's mean less the committed one; test examples are "
+        "resampled together where both were scored on the same, the seeds of each side apart. "
+        "A side with one seed shows no spread over seeds, so that a faithful run can lie outside."
+    )
+    return Table(
+        "table_agreement", "Agreement with the committed runs", caption + evidence.differences(records, committed),
+        shown, numbers, frames.is_smoke(records),
+    )  # fmt: skip
 
 
 def cost(records: Sequence[Record]) -> Table:
@@ -136,8 +177,32 @@ def outcomes(records: Sequence[Record]) -> Table:
     return Table("table_outcomes", "Outcomes of test runs", caption, shown, numbers, frames.is_smoke(records))
 
 
-def _reproduced(mean: float, sd: float, low: float, high: float) -> str:
+def measured_score(mean: float, sd: float, low: float, high: float) -> str:
+    """`mean ± sd [low, high]`; "–" where nothing was measured."""
     return f"{spread(mean, sd)} {bounds(low, high)}" if not math.isnan(mean) else names.MISSING
+
+
+def _agreement(key: tuple[str, str, str], ours: Cell, theirs: Cell, *, seed: int) -> dict[str, Any]:
+    """One row: both means, whether ours lies in the committed interval, and the difference."""
+    task, model, strategy = key
+    same = ours.examples == theirs.examples
+    mean, _ = statistics.mean_and_sd(ours.scores)
+    wanted = statistics.mean_interval(theirs.scores, task=task, model=model, seed=seed)
+    apart = statistics.difference(ours.scores, theirs.scores, paired=same, task=task, model=model, seed=seed)
+    return {
+        "task": task, "model": model, "strategy": strategy, "mean": mean, "seeds": len(ours.seeds),
+        "committed_mean": wanted.estimate, "committed_low": wanted.low, "committed_high": wanted.high,
+        "committed_seeds": len(theirs.seeds), "within": _within(mean, wanted),
+        "difference": apart.estimate, "difference_low": apart.low, "difference_high": apart.high,
+        "same_examples": same,
+    }  # fmt: skip
+
+
+def _within(mean: float, wanted: Interval) -> str:
+    """Yes or no; empty where either side has no mean."""
+    if math.isnan(mean) or math.isnan(wanted.low):
+        return ""
+    return "yes" if statistics.within(mean, wanted) else "no"
 
 
 def _heads(numbers: pd.DataFrame) -> pd.DataFrame:

@@ -53,10 +53,14 @@ def write(table: Table, folder: Path) -> list[Path]:
 
 def markdown(table: Table) -> str:
     """`table` as a Markdown section: heading, caption, rows."""
-    heads = [", ".join(filter(None, levels)) for levels in _levels(table.shown)]
-    rows = [heads, ["---"] * len(heads), *table.shown.to_numpy().tolist()]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([f"## {_title(table)}", "", _caption(table), "", *lines, ""])
+    return "\n".join([f"## {_title(table)}", "", _caption(table), "", *markdown_rows(table.shown), ""])
+
+
+def markdown_rows(shown: pd.DataFrame) -> list[str]:
+    """The lines of a table alone: heads, rule, rows."""
+    heads = [", ".join(filter(None, levels)) for levels in _levels(shown)]
+    rows = [heads, ["---"] * len(heads), *shown.to_numpy().tolist()]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
 def latex(table: Table) -> str:
@@ -93,6 +97,17 @@ def bounds(low: float, high: float, *, sign: bool = False) -> str:
     if math.isnan(low) or math.isnan(high):
         return names.MISSING
     return f"[{number(low, sign=sign)}, {number(high, sign=sign)}]"
+
+
+def estimate(value: float, low: float, high: float, *, sign: bool = False) -> str:
+    """`value [low, high]`; the value alone where it has no interval."""
+    text = number(value, sign=sign)
+    return text if math.isnan(low) or math.isnan(high) else f"{text} {bounds(low, high, sign=sign)}"
+
+
+def count(amount: float) -> str:
+    """A whole number; "–" where there is nothing to count."""
+    return str(int(amount)) if amount > 0 else names.MISSING
 
 
 def _levels(shown: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -1,0 +1,60 @@
+"""The committed records: runs of our own that lie in the repository, for a reader's runs to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmgrpo import paths
+from mmgrpo.records import Record, read_all
+from mmgrpo.report import names
+
+PROFILE = "laptop"  # the study that the README and the committed figures show
+FOLDERS = {"embedded": ".", "real": "real"}  # source -> where its tables and figures lie, below the committed ones
+
+
+def read(source: str, profile: str) -> list[Record]:
+    """The committed records of a source (`embedded` or `real`) and profile; none where none are committed."""
+    return read_all(paths.EVIDENCE / source / profile)
+
+
+def studies() -> dict[str, list[Record]]:
+    """Source -> its committed records, for the sources that have any."""
+    return {source: records for source in FOLDERS if (records := read(source, PROFILE))}
+
+
+def beside(records: Sequence[Record], profile: str) -> list[Record]:
+    """What is committed of `profile` and the tasks of `records`, on rows of the same source and of no other."""
+    sources: dict[str, set[str]] = {}
+    for record in records:
+        sources.setdefault(record.task, set()).add(source_of(record))
+    committed = [each for source in FOLDERS for each in read(source, profile)]
+    return [each for each in committed if sources.get(each.task) == {source_of(each)}]
+
+
+def source_of(record: Record) -> str:
+    """Where the rows are from: `embedded`, or `real` (public rows, whether fetched or in a local folder)."""
+    return "embedded" if record.source == "embedded" else "real"
+
+
+def differences(records: Sequence[Record], committed: Sequence[Record]) -> str:
+    """Which tasks' committed runs had other rows than `records`, in sentences; empty where all had the same."""
+    tasks = names.ordered({each.task for each in records} & {each.task for each in committed}, names.TASKS)
+    other_tests = [task for task in tasks if _tests(records, task) != _tests(committed, task)]
+    other_rows = [task for task in tasks if _rows(records, task) != _rows(committed, task) and task not in other_tests]
+    sentences = [
+        f" The committed runs of {', '.join(map(names.task, found))} {what}."
+        for found, what in (
+            (other_tests, "were scored on other test examples than this machine's"),
+            (other_rows, "had other training or validation rows than this machine's"),
+        )
+        if found
+    ]
+    return "".join(sentences)
+
+
+def _tests(records: Sequence[Record], task: str) -> set[tuple[str, ...]]:
+    return {tuple(score.example for score in record.scores) for record in records if record.task == task}
+
+
+def _rows(records: Sequence[Record], task: str) -> set[str]:
+    return {record.fingerprint for record in records if record.task == task}
