@@ -68,10 +68,12 @@ def test_a_run_that_broke_off_counts_nothing_and_an_unscorable_one_is_left_out()
     assert places(moved((None, 1.0), (0.0, 1.0), (0.0, None))) == [1]
 
 
-@pytest.mark.parametrize("after", [[run(0, 1.0)], [run(0, 1.0), run(2, 1.0)], []], ids=["fewer", "other", "none"])
-def test_runs_of_other_examples_are_refused(after):
-    with pytest.raises(UserError, match="not of the same 2 examples"):
-        changes.pair(QUESTIONS[:2], [run(0, 0.0), run(1, 0.0)], after)
+@pytest.mark.parametrize("found", [[run(0, 1.0)], [run(0, 1.0), run(2, 1.0)], []], ids=["fewer", "other", "none"])
+def test_runs_of_other_examples_are_refused_on_either_side(found):
+    whole = [run(0, 0.0), run(1, 0.0)]
+    for before, after in ((whole, found), (found, whole)):
+        with pytest.raises(UserError, match="not of the same 2 examples"):
+            changes.pair(QUESTIONS[:2], before, after)
 
 
 def test_runs_of_examples_that_are_not_given_are_refused():
