@@ -19,6 +19,7 @@ PARAMETERS = dict.fromkeys(NOTEBOOK_OF.values(), CELL) | {
     "07_posttraining.ipynb": ["train", "seed", "batch", "learning_rate"],
     "08_report.ipynb": ["profile"],
     "11_data.ipynb": ["profile", "model", "seed", "inputs", "rollouts", "keep"],
+    "12_learning.ipynb": ["profile", "task", "model", "strategy", "seed", "shown"],
 }
 THE_READERS_OWN = {"00_quickstart.ipynb": {"PlantCare", "__init__", "forward", "metric"}}  # a program and its metric
 MAX_LINES = 25  # of a code cell

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+import dspy
 from IPython.display import HTML
 
 from mmgrpo.report import writers
@@ -32,6 +33,11 @@ def pre(text: str) -> Markup:
 
 def folded(title: str, text: str) -> Markup:
     return unfolding(title, pre(text))
+
+
+def fields(example: dspy.Example) -> Markup:
+    """A line a field, as `name: value`."""
+    return pre("\n".join(f"{name}: {value}" for name, value in dict(example).items()))
 
 
 def unfolding(title: str, inside: Markup) -> Markup:

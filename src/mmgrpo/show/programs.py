@@ -14,7 +14,7 @@ from IPython.display import HTML
 from mmgrpo.policy import Policy
 from mmgrpo.posttraining import Lesson
 from mmgrpo.report import names, published, settings_table
-from mmgrpo.show.markup import number, pre, table
+from mmgrpo.show.markup import fields, number, pre, table
 from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory
 
@@ -71,7 +71,7 @@ def answers(examples: Sequence[dspy.Example], **columns: Sequence[Trajectory]) -
     """Examples with their gold answer and, a column each, the last reply of one run of each."""
     rows = []
     for place, example in enumerate(examples):
-        row = {"input": pre(_fields(example.inputs())), "gold": pre(_fields(example.labels()))}
+        row = {"input": fields(example.inputs()), "gold": fields(example.labels())}
         for name, run in ((name, runs[place]) for name, runs in columns.items()):
             row[name] = pre(f"reward {number(run.reward)}, {run.outcome}\n\n{run.calls[-1].text if run.calls else ''}")
         rows.append(row)
@@ -82,10 +82,6 @@ def lesson(shown: Lesson) -> HTML:
     """A post-training lesson: the messages and the reply that is learnt."""
     turns = [*shown.prompt, {"role": "reply to learn", "content": shown.completion}]
     return table([{"role": turn["role"], "text": pre(turn["content"])} for turn in turns])
-
-
-def _fields(example: dspy.Example) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in dict(example).items())
 
 
 def _of_paper(value: Any, task: str) -> str:
