@@ -1,5 +1,6 @@
 """PAPILLON's judges: what counts as a leak, what a response is worth, and that no shortcut pays."""
 
+import json
 from statistics import fmean
 
 import dspy
@@ -120,8 +121,13 @@ SHORTCUTS = {
 
 @pytest.mark.parametrize("name", SHORTCUTS)
 def test_no_shortcut_pays(name):
-    """A modest run gets more than twice as much: half of the target's words, and half of the units given away."""
-    assert fmean(score(row, *SHORTCUTS[name](row), Overlap()).score for row in EXAMPLES) < 0.15
+    """It pays less than the vanilla program of the embedded policy, and a modest run gets more than twice as much.
+
+    That one has half of the target's words, and half of the units given away.
+    """
+    kept = json.loads((paths.DATA / "headroom.json").read_text(encoding="utf-8"))["tasks"]
+    (vanilla,) = (task["vanilla"] for task in kept if task["task"] == "PAPILLON")
+    assert fmean(score(row, *SHORTCUTS[name](row), Overlap()).score for row in EXAMPLES) < vanilla
     assert fmean(score(row, *modest(row), Overlap()).score for row in EXAMPLES) > 0.35
 
 

@@ -71,7 +71,5 @@ def report(
         return HTML("<p>No records of this profile yet: run <code>make reproduce PROFILE=…</code>, or notebook 06.</p>")
     made = make(found)
     if made is None:
-        return HTML(
-            "<p>None of these records has what this shows: no run was trained, or no metric has such parts.</p>"
-        )
+        return HTML("<p>None of these records has what this shows.</p>")
     return made if isinstance(made, Figure) else Markdown(writers.markdown(made))
