@@ -15,6 +15,7 @@ from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from tiny_policy import RawAdapter, tiny_model, tiny_policy, tokenizer
 from torch import multiprocessing
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from mmgrpo import distributed
@@ -210,22 +211,34 @@ def test_shares_are_equally_long_with_a_spare(monkeypatch):
             assert distributed.share(list(range(count)), spare=-1) == expected[rank]
 
 
+def launched(kind: DistributedType = DistributedType.FSDP, *, version: int = 2, efficient: bool = False):
+    """What the checks read of an accelerator."""
+    plugin = SimpleNamespace(cpu_ram_efficient_loading=efficient)
+    return SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2, state=SimpleNamespace(fsdp_plugin=plugin))
+
+
 @pytest.mark.parametrize(
-    ("launched", "sampler", "sentence"),
+    ("accelerator", "sentence"),
     [
-        ({"distributed_type": DistributedType.DEEPSPEED}, None, "DeepSpeed is not supported.*--use_fsdp"),
-        ({"is_fsdp2": False}, None, "--fsdp_version 2"),
-        ({"ram": True}, None, "--fsdp_cpu_ram_efficient_loading false"),
-        ({}, "transformers", "set `sampler: vllm`"),
+        (launched(DistributedType.DEEPSPEED), "DeepSpeed is not supported.*--use_fsdp"),
+        (launched(version=1), "--fsdp_version 2"),
+        (launched(efficient=True), "--fsdp_cpu_ram_efficient_loading false"),
     ],
 )
-def test_what_is_not_served_is_refused_in_a_sentence(launched, sampler, sentence):
-    plugin = SimpleNamespace(cpu_ram_efficient_loading=launched.get("ram", False))
-    fsdp = {"distributed_type": DistributedType.FSDP, "is_fsdp2": True, "state": SimpleNamespace(fsdp_plugin=plugin)}
-    policy = tiny_policy(sampler=None if sampler else Served())
+def test_launches_that_are_not_served_are_refused_in_a_sentence(accelerator, sentence):
     with pytest.raises(UserError, match=sentence):
-        check_launch(SimpleNamespace(**fsdp | launched), policy)
-    check_launch(SimpleNamespace(**fsdp), tiny_policy(sampler=Served()))
+        check_launch(accelerator, tiny_policy(sampler=Served()))
+
+
+def test_policies_that_cannot_be_sharded_are_refused_in_a_sentence():
+    with pytest.raises(UserError, match="set `sampler: vllm`"):
+        check_launch(launched(), tiny_policy())
+    policy = tiny_policy(sampler=Served())
+    check_launch(launched(), policy)
+    layer = policy.trainable().get_base_model().model.layers[0]
+    layer.__class__ = type("Sharded", (FSDPModule, type(layer)), {})  # as `fully_shard` marks it
+    with pytest.raises(UserError, match="load the policy anew"):
+        check_launch(launched(), policy)
 
 
 def test_one_process_works_on_everything():

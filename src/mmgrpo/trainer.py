@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -230,6 +231,11 @@ def check_launch(accelerator: Accelerator, policy: Policy) -> None:
             "FSDP shards the weights that `sampler: transformers` samples with: set `sampler: vllm` in the profile's "
             "`policy` and start vLLM servers, as the top of mmgrpo/policy/remote.py says; or launch with DDP "
             "(`accelerate launch --multi_gpu`)."
+        )
+    if any(isinstance(module, FSDPModule) for module in policy.trainable().modules()):
+        raise UserError(
+            "FSDP has sharded this policy's weights in an earlier training, and can't shard them again: load the policy "
+            "anew (`mmgrpo.policy.load`) for each training, or launch with DDP (`accelerate launch --multi_gpu`)."
         )
 
 
