@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_policy import RawAdapter, tiny_policy
-from training_setup import TRAIN, VALID, Pair, compile_, fresh, noise, optimizer, same, weights
+from training_setup import TRAIN, VALID, Pair, Spy, compile_, fresh, noise, optimizer, same, weights
 from trl import GRPOTrainer
 
 from mmgrpo import trainer
@@ -90,6 +90,17 @@ def test_step_whose_loss_is_not_finite_is_skipped_and_counted(monkeypatch, tmp_p
     compile_(one_step, optimizer(steps=1))
     stored = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
     assert same({f"default/{name}": value for name, value in stored.items()}, weights(one_step))
+
+
+def test_passes_go_on_after_a_loss_that_is_not_finite(monkeypatch):
+    """Processes that share the frozen weights would wait for them for ever."""
+    passes = []
+    for broken in ((), (0,)):
+        monkeypatch.setattr(trainer, "policy_loss", broken_at(*broken))
+        spy = Spy(monkeypatch, trainer, "policy_loss")
+        compile_(tiny_policy(), optimizer(steps=1, token_budget=200))
+        passes.append(len(spy.calls))
+    assert passes[0] == passes[1] > 1
 
 
 def test_gradient_that_is_not_finite_is_skipped_too(monkeypatch):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mmgrpo.policy import Policy, embedded
 from mmgrpo.policy.lm import PolicyEngine, PolicyLM
-from mmgrpo.policy.sampler import Completion, SamplingRequest
+from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 
 
@@ -35,10 +35,10 @@ def tiny_model(seed: int = 0, **changes) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-def tiny_policy(seed: int = 0, **settings) -> Policy:
+def tiny_policy(seed: int = 0, sampler: Sampler | None = None, **settings) -> Policy:
     """A policy that can be sampled and trained in milliseconds; its replies are noise."""
     chosen = {"precision": "fp32", "max_tokens": 6, "batch": 16, "lora_rank": 4, "lora_alpha": 16} | settings
-    return Policy("tiny", tiny_model(), tokenizer(), PolicySettings(**chosen), seed)
+    return Policy("tiny", tiny_model(), tokenizer(), PolicySettings(**chosen), seed, sampler)
 
 
 class RawAdapter(dspy.ChatAdapter):

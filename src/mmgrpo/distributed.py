@@ -3,6 +3,8 @@
 Every process runs its share of the rollouts, sees all of them, and forms the same groups and rows; then each trains on
 its share of the micro-batches and the gradients are added up. Weights of tokens are those of the whole step, so
 that the sum is the gradient one process would have. With one process, everything here changes nothing.
+With FSDP each process keeps a part of the frozen weights, and all gather them together, layer by layer: then all have to
+make the same number of passes. The adapters stay whole in each process.
 """
 
 from __future__ import annotations
@@ -28,10 +30,15 @@ def is_first() -> bool:
     return rank_and_size()[0] == 0
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's part of `items`: neighbours, so that prompts with a shared prefix stay together."""
+def share(items: Sequence[Item], spare: Item | None = None) -> Sequence[Item]:
+    """This process's part of `items`: neighbours, so that prompts with a shared prefix stay together.
+
+    With a `spare` all parts are equally long: those that would be shorter have it at their end.
+    """
     rank, size = rank_and_size()
-    return items[rank * len(items) // size : (rank + 1) * len(items) // size]
+    mine = items[rank * len(items) // size : (rank + 1) * len(items) // size]
+    longest = -(-len(items) // size)
+    return mine if spare is None else [*mine, *[spare] * (longest - len(mine))]
 
 
 def all_of(mine: Sequence[Item]) -> list[Item]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -26,9 +27,11 @@ from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.objective import Row, policy_loss
 from mmgrpo.policy import Policy
+from mmgrpo.policy.sampler import TreeSampler
 from mmgrpo.settings import GRPOSettings
 
 LOGGED = ("loss", "kl", "clipped", "truncated")  # of `Terms`
+ADAPTERS = r".*\.lora_[AB]"  # modules with weights in training
 MAX_BAD_STEPS = 5  # steps in a row whose loss was not finite, before training stops
 
 
@@ -57,11 +60,12 @@ class RowTrainer(GRPOTrainer):
             processing_class=policy.tokenizer,
             callbacks=callbacks,
         )
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise UserError(
-                f"Training with {self.accelerator.distributed_type.value} is not supported: launch with plain DDP "
-                "(`accelerate launch --multi_gpu`); the adapter is small, and only its gradients are exchanged."
-            )
+        check_launch(self.accelerator, policy)
+        if self.accelerator.is_fsdp2:
+            # The adapters stay whole, so that gradients, checkpoints and samplers are those of a single process; told of
+            # FSDP, the Trainer would save and load parts.
+            self.accelerator.state.fsdp_plugin.ignored_modules = ADAPTERS
+            self.is_fsdp_enabled = False
         self.remove_callback(PrinterCallback)
         self.policy = policy
         self.settings = settings
@@ -85,7 +89,8 @@ class RowTrainer(GRPOTrainer):
                 [rows[index] for index in indices]
                 for adapter in dict.fromkeys(self.policy.adapter_of(row.module) for row in rows)
                 for indices in _packs_of(adapter, rows, inputs_of, self.policy, self.settings.token_budget)
-            ]
+            ],
+            spare=[replace(row, token_weight=0.0) for row in rows[:1]] if self.accelerator.is_fsdp2 else None,
         )
         if self.settings.iterations > 1 and (first or len(self._old) != len(packs)):
             self._old = [self._logprobs(model, pack, grad=False) for pack in packs]
@@ -98,7 +103,7 @@ class RowTrainer(GRPOTrainer):
     def _backward(self, model, packs: Sequence[list[Row]], metrics: dict[str, float]) -> Tensor:
         device = self.accelerator.device
         totals = torch.zeros(len(LOGGED) + 2, device=device)  # then mismatch and tokens
-        finite = True
+        finite = torch.ones((), dtype=torch.bool, device=device)
         for place, pack in enumerate(packs):
             logprobs = self._logprobs(model, pack, grad=True)
             old = self._old[place] if self._old else logprobs.detach()
@@ -109,18 +114,17 @@ class RowTrainer(GRPOTrainer):
                 epsilon_high=self.settings.epsilon_high, beta=self.settings.beta,
                 importance_cap=self.settings.importance_cap,
             )  # fmt: skip
-            if not torch.isfinite(terms.loss):
-                finite = False
-                break
+            finite &= torch.isfinite(terms.loss)  # if not, go on: other processes may need this one's passes
             self.accelerator.backward(terms.loss)
-            mismatch = (logprobs.detach() - sampled).abs().sum()
-            totals += torch.stack(
-                [*(getattr(terms, name).detach() for name in LOGGED), mismatch, mismatch.new_tensor(len(sampled))]
-            )
+            counted = (weights > 0).float()
+            mismatch = (counted * (logprobs.detach() - sampled).abs()).sum()
+            totals += torch.stack([*(getattr(terms, name).detach() for name in LOGGED), mismatch, counted.sum()])
         trained = [weight for name, weight in model.named_parameters() if "lora_" in name]
         distributed.sum_gradients(trained)
-        finite &= all(torch.isfinite(weight.grad).all() for weight in trained if weight.grad is not None)
-        if distributed.summed(torch.tensor(float(not finite), device=device)):
+        for weight in trained:
+            if weight.grad is not None:
+                finite &= torch.isfinite(weight.grad).all()
+        if distributed.summed((~finite).float()):
             return self._skip(model, metrics, device)
         self._bad_steps = 0
         loss, *others, mismatch, tokens = distributed.summed(totals).tolist()
@@ -205,6 +209,34 @@ def arguments(settings: GRPOSettings, *, folder: Path, seed: int, precision: str
     )
     config._n_gpu = min(config.n_gpu, 1)  # TRL refuses several; other GPUs belong to other processes
     return config
+
+
+def check_launch(accelerator: Accelerator, policy: Policy) -> None:
+    """Processes were launched in a way that this trainer and the policy's sampler serve; a sentence where not."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            "Training with DeepSpeed is not supported: accelerate has it update the weights after every backward pass, "
+            "and a step here has several. Launch with DDP (`accelerate launch --multi_gpu`), or with FSDP to shard the "
+            "frozen weights (`accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false`)."
+        )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    if not accelerator.is_fsdp2 or accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise UserError(
+            "FSDP was launched in another way than this trainer serves: give `accelerate launch --use_fsdp` the options "
+            "`--fsdp_version 2` and `--fsdp_cpu_ram_efficient_loading false`."
+        )
+    if isinstance(policy.sampler, TreeSampler):
+        raise UserError(
+            "FSDP shards the weights that `sampler: transformers` samples with: set `sampler: vllm` in the profile's "
+            "`policy` and start vLLM servers, as the top of mmgrpo/policy/remote.py says; or launch with DDP "
+            "(`accelerate launch --multi_gpu`)."
+        )
+    if any(isinstance(module, FSDPModule) for module in policy.trainable().modules()):
+        raise UserError(
+            "FSDP has sharded this policy's weights in an earlier training, and can't shard them again: load the policy "
+            "anew (`mmgrpo.policy.load`) for each training, or launch with DDP (`accelerate launch --multi_gpu`)."
+        )
 
 
 def check_trl() -> None:
