@@ -250,7 +250,7 @@ def test_a_report_shows_tables_figures_and_what_has_nothing():
     trained = record(curve=curve([0.1, 0.2]), strategy="module_grpo")
     assert show.report(tables.scores, [record()]).data.startswith("## Scores")
     assert isinstance(show.report(figures.learning_curves, [trained]), Figure)
-    assert "no run was trained" in show.report(figures.learning_curves, [record()]).data
+    assert "has what this shows" in show.report(figures.learning_curves, [record()]).data
 
 
 def test_losses_are_drawn_where_there_are_any():
