@@ -4,6 +4,7 @@ import copy
 import random
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,6 +266,14 @@ def test_top_k_and_top_p_keep_the_likeliest_tokens_in_proportion():
         if kept > 1:
             share = likely[order[:kept]] / likely[order[:kept]].sum()
             assert chisquare(found[order[:kept]], share * DRAWS).pvalue > 0.01
+
+
+def test_draw_at_the_very_end_is_a_token_that_is_allowed():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -200.0]]).repeat(2, 1)
+    rows = [sampler_module._Row(SamplingRequest((1,), 5, 1.0, top_k=top_k)) for top_k in (None, 2)]
+    for each in rows:
+        each.noise = SimpleNamespace(random=lambda: 1 - 2**-53)  # 1 in float32
+    assert [token for token, _ in sampler_module._choose(logits, rows)] == [2, 2]
 
 
 def test_logprobs_are_of_the_whole_vocabulary_whatever_is_cut():

@@ -241,17 +241,20 @@ def _choose(logits: Tensor, rows: list[_Row]) -> list[tuple[int, float]]:
     """
     temperatures = torch.tensor([row.request.temperature or 1.0 for row in rows], device=logits.device)
     logprobs = torch.log_softmax(logits / temperatures[:, None], dim=-1)
-    tokens = logprobs.argmax(-1)
-    sampled = [place for place, row in enumerate(rows) if row.request.temperature > 0]
+    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    greedy = [place for place, row in enumerate(rows) if not row.request.temperature]
+    sampled = [place for place, row in enumerate(rows) if row.request.temperature]
+    if greedy:
+        tokens[greedy] = logprobs[greedy].argmax(-1)
     if sampled:
         uniform = torch.tensor([rows[place].noise.random() for place in sampled], device=logits.device)
         allowed = _truncate(logprobs[sampled].exp(), [rows[place].request for place in sampled])
         cumulative = allowed.cumsum(-1)
-        target = uniform[:, None] * cumulative[:, -1:]
+        total = cumulative[:, -1:]
+        # Below the total, where rounding can carry it: the first token whose sum is above then has a probability.
+        target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
         drawn = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-        # Rounding can carry the target past the last allowed token.
-        last = allowed.shape[-1] - 1 - (allowed > 0).flip(-1).int().argmax(-1)
-        tokens[sampled] = torch.minimum(drawn, last)
+        tokens[sampled] = drawn.clamp(max=logits.shape[-1] - 1)  # of NaN: training sees it in the log-probability
     chosen = logprobs.gather(1, tokens[:, None]).squeeze(1)
     return list(zip(tokens.tolist(), chosen.tolist(), strict=True))
 
