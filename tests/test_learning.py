@@ -25,7 +25,13 @@ pytestmark = [
     pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go"),
 ]
 
-PRICES = {"bicycle": 0.0, "car": 0.25, "ferry": 0.5, "plane": 0.75, "train": 1.0}  # the reward of each way to travel
+PRICES = {  # the reward of each way to travel; of labels in one word the embedded policy knows the first alone
+    "by_bicycle": 0.0,
+    "by_car": 0.25,
+    "by_ferry": 0.5,
+    "by_plane": 0.75,
+    "by_train": 1.0,
+}
 TOWNS = ["Lisbon", "Oslo", "Vienna", "Dublin", "Prague", "Athens", "Warsaw", "Geneva"]
 TRAIN = [dspy.Example(town=town).with_inputs("town") for town in TOWNS]
 QUESTIONS = [dspy.Example(q=f"the country of {town}").with_inputs("q") for town in TOWNS]
@@ -34,7 +40,7 @@ SETTINGS = GRPOSettings(
     inputs=2,
     rollouts=6,
     group_size=6,
-    learning_rate=3e-4,
+    learning_rate=1e-4,
     warmup_steps=0,
     beta=0.0,
     max_grad_norm=0.5,
@@ -63,13 +69,12 @@ def worth(example, prediction, trace=None):
     return PRICES[prediction.travel]
 
 
-def shuffled():
-    """The same rewards, dealt to the wrong runs: each run gets what some run before it was worth."""
-    earned, draws = [], random.Random(0)
+def chance():
+    """Rewards as far apart that know nothing of the run, around what a reply that doesn't parse gets."""
+    draws = random.Random(0)
 
     def reward(example, prediction, trace=None):
-        earned.append(worth(example, prediction))
-        return draws.choice(earned)
+        return draws.choice(list(PRICES.values())) - 0.5
 
     return reward
 
@@ -121,7 +126,7 @@ def test_reward_rises_for_what_earns_it_and_not_for_noise(monkeypatch):
     assert rise(worths) > MARGIN
     assert sum(entry["reward"] for entry in last) - sum(entry["reward"] for entry in first) > MARGIN * THIRD
 
-    noise, groups, _ = train(monkeypatch, shuffled())
-    print("the same under shuffled rewards:", [round(step, 2) for step in noise])
+    noise, groups, _ = train(monkeypatch, chance())
+    print("the same under rewards by chance:", [round(step, 2) for step in noise])
     assert groups  # it was trained all right
     assert rise(noise) < rise(worths) / 2
