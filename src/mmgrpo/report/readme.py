@@ -76,8 +76,7 @@ def _scores(numbers: pd.DataFrame) -> pd.DataFrame:
             published = cells[["published_mean", "published_sd"]].itertuples(index=False)
             shown[f"{head}, published"] = [writers.spread(*score) for score in published]
         if cells["committed_mean"].notna().any():
-            committed = cells[[summary.COMMITTED[part] for part in ("mean", "sd", "low", "high")]]
-            shown[f"{head}, committed"] = [tables.measured_score(*score) for score in committed.itertuples(index=False)]
+            shown[f"{head}, committed"] = tables.measured_scores(cells, "committed_")
             shown[f"{head}, seeds"] = [writers.count(n) for n in cells["committed_seeds"]]
     return pd.DataFrame(shown)
 

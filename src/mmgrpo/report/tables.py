@@ -42,8 +42,7 @@ def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed:
             shown[*head, "published"] = [spread(row.published_mean, row.published_sd) for row in rows.itertuples()]
         for name, prefix in (("committed", "committed_"), ("reproduced", "")):
             if rows[f"{prefix}mean"].notna().any():
-                measured = rows[[f"{prefix}{part}" for part in ("mean", "sd", "low", "high")]]
-                shown[*head, name] = [measured_score(*parts) for parts in measured.itertuples(index=False)]
+                shown[*head, name] = measured_scores(rows, prefix)
                 shown[*head, f"{prefix}seeds".replace("_", " ")] = [count(n) for n in rows[f"{prefix}seeds"]]
     caption = (
         "Mean test score in points of 100 ± standard deviation over seeds, "
@@ -177,9 +176,16 @@ def outcomes(records: Sequence[Record]) -> Table:
     return Table("table_outcomes", "Outcomes of test runs", caption, shown, numbers, frames.is_smoke(records))
 
 
-def measured_score(mean: float, sd: float, low: float, high: float) -> str:
-    """`mean ± sd [low, high]`; "–" where nothing was measured."""
-    return f"{spread(mean, sd)} {bounds(low, high)}" if not math.isnan(mean) else names.MISSING
+def measured_scores(rows: pd.DataFrame, prefix: str = "") -> list[str]:
+    """`mean ± sd [low, high]` of each of `rows` of `summary.scores`; "–" where nothing was measured.
+
+    `prefix` is "committed_" for the committed runs.
+    """
+    measured = rows[[f"{prefix}{part}" for part in ("mean", "sd", "low", "high")]]
+    return [
+        names.MISSING if math.isnan(mean) else f"{spread(mean, sd)} {bounds(low, high)}"
+        for mean, sd, low, high in measured.itertuples(index=False)
+    ]
 
 
 def _agreement(key: tuple[str, str, str], ours: Cell, theirs: Cell, *, seed: int) -> dict[str, Any]:
