@@ -73,7 +73,7 @@ def _ours(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int]:
 
 def _generate(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int]:
     """transformers' `generate` on all prompts as one batch, padded on the left, with a cache of keys and values."""
-    model = plain_copy(policy.sampler.model)
+    model = _plain_model(policy)
     longest = max(map(len, prompts))
     ids = torch.tensor([[policy.tokenizer.pad_token_id] * (longest - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -91,11 +91,16 @@ def _generate(policy: Policy, prompts: Prompts, length: int) -> Callable[[], int
     return run
 
 
+def _plain_model(policy: Policy):
+    """The model as transformers makes it: the sampler has laid out its own for sampling."""
+    return plain_copy(policy.trainable()).merge_and_unload()
+
+
 def _vllm(policy: Policy, prompts: Prompts, length: int, folder: Path) -> Callable[[], int]:
     """vLLM with its cache of shared prefixes, from the same weights. Its CPU build can't seed single requests."""
     from vllm import LLM, SamplingParams
 
-    plain_copy(policy.sampler.model).save_pretrained(folder)
+    _plain_model(policy).save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     llm = LLM(str(folder), dtype="float32", enable_prefix_caching=True, max_model_len=policy.settings.context, seed=0)
     wanted = SamplingParams(temperature=TEMPERATURE, max_tokens=length, ignore_eos=True)

@@ -153,12 +153,13 @@ class Rows:
     def _rest(self, layer: int, by_row: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         _, groups, shared, size = by_row.shape
         prompts, most = self.slots.shape
-        folded = by_row[self.slots].transpose(1, 2).reshape(prompts, groups, most * shared, size)
+        by_slot = by_row.index_select(0, self.slots.flatten()).unflatten(0, (prompts, most))
+        folded = by_slot.transpose(1, 2).reshape(prompts, groups, most * shared, size)
         bias = self.rest_bias[:, None, None].expand(-1, groups, most * shared, -1)
         out, weight = _attention(folded, self.rest_keys[layer], self.rest_values[layer], bias, scaling)
         out = out.reshape(prompts, groups, most, shared, size).transpose(1, 2).flatten(0, 1)
         weight = weight.reshape(prompts, groups, most, shared).transpose(1, 2).flatten(0, 1)
-        return out[self.places], weight[self.places]
+        return out.index_select(0, self.places), weight.index_select(0, self.places)
 
     def _tail(self, layer: int, by_row: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         keys, values = self.tail_keys[layer, :, :, : self.made], self.tail_values[layer, :, :, : self.made]

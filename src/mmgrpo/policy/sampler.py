@@ -24,6 +24,7 @@ from mmgrpo import prefix_tree
 from mmgrpo.errors import UserError
 from mmgrpo.policy.key_values import Prefilled, Rows, Stem
 from mmgrpo.policy.merging import deltas_in, deltas_of, original_weight
+from mmgrpo.policy.packed_linear import pack_linear_layers, put_weight
 from mmgrpo.prefix_tree import PrefixTree
 from mmgrpo.tree_attention import forward_arguments, use_tree_attention
 
@@ -89,6 +90,7 @@ class TreeSampler(Sampler):
                 f"{type(model).__name__} has sliding-window or recurrent layers, which this sampler can't serve: "
                 "choose a model with full attention in every layer."
             )
+        pack_linear_layers(model)
 
     def follow(self, policy) -> None:
         """Sample from `policy` (a PEFT model with LoRA adapters) as it is now; call again after each update."""
@@ -124,7 +126,7 @@ class TreeSampler(Sampler):
         self._merged, self._changed = None, {*self._changed, *deltas}  # until it is done: an interrupt may come
         for name in self._changed:
             weight = original_weight(self._base, name)
-            self.model.get_submodule(name).weight.copy_(weight + deltas[name].to(weight) if name in deltas else weight)
+            put_weight(self.model.get_submodule(name), weight + deltas[name].to(weight) if name in deltas else weight)
         self._changed = set(deltas)
         self._merged = (weights, adapter)
         self._stems = []
