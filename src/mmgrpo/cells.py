@@ -24,8 +24,8 @@ NOTEBOOK_OF = {
     "fast_slow": "10_fast_slow.ipynb",
 }
 AROUND = (  # what no number of a record depends on
-    "__main__", "bench", "changes", "cluster", "grid", "local", "lock", "machine", "notebook_run", "plan", "progress", "report",
-    "show",
+    "__main__", "bench", "changes", "cluster", "delegating", "grid", "headroom", "local", "lock", "machine", "notebook_run",
+    "plan", "posttraining", "progress", "report", "show",
 )  # fmt: skip
 NEEDS = {"composition": ("prompt_optimization",)}  # strategies whose record another one starts from
 SETTINGS_OF = {  # sections of a profile that a strategy's numbers depend on, beside its task and policy

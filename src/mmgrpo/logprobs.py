@@ -52,9 +52,8 @@ def _select(logits: Tensor, place: Tensor, targets: Tensor, temperatures: Tensor
     out = torch.empty(len(targets), device=logits.device)
     for temperature in temperatures.unique():
         chosen = (temperatures == temperature).nonzero().squeeze(1)
-        scaled = logits.float() / temperature
-        normaliser = scaled.logsumexp(-1)
-        out = out.index_put((chosen,), scaled[place[chosen], targets[chosen]] - normaliser[place[chosen]])
+        logprobs = (logits.float() / temperature).log_softmax(-1)
+        out = out.index_put((chosen,), logprobs[place[chosen], targets[chosen]])
     return out
 
 

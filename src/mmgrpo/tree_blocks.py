@@ -18,30 +18,31 @@ class TreeBlocks:
 
     def __init__(self, tree: PrefixTree, device: torch.device):
         self.tree = tree
-        self.blocks = []
-        for queries, visible in tree.blocks():
-            allowed = tree.ancestors(np.arange(queries.start, queries.stop), visible)
-            self.blocks.append(
-                (
-                    queries.start,
-                    queries.stop,
-                    torch.from_numpy(visible).to(device),
-                    torch.from_numpy(allowed).to(device),
-                )
-            )
+        blocks = list(tree.blocks())
+        self.queries = [len(queries) for queries, _ in blocks]
+        self.keys = [len(visible) for _, visible in blocks]
+        self.visible = torch.from_numpy(np.concatenate([visible for _, visible in blocks])).to(device)
+        self.allowed = [
+            torch.from_numpy(tree.ancestors(np.arange(queries.start, queries.stop), visible)).to(device)
+            for queries, visible in blocks
+        ]
         self._biases: dict[torch.dtype, list[Tensor]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embedding leaves fp32 under autocast
-        out = []
-        for (start, stop, visible, _), bias in zip(self.blocks, self._bias(value.dtype), strict=True):
-            seen_key, seen_value = key.index_select(2, visible), value.index_select(2, visible)
-            out.append(grouped_attention(query[:, :, start:stop], seen_key, seen_value, bias, scaling))
-        return torch.cat(out, dim=2)
+        # Taken for all blocks at once and split, so that the backward pass adds a node's gradients up in one go.
+        parts = zip(
+            query.split(self.queries, dim=2),
+            key.index_select(2, self.visible).split(self.keys, dim=2),
+            value.index_select(2, self.visible).split(self.keys, dim=2),
+            self._bias(value.dtype),
+            strict=True,
+        )
+        return torch.cat([grouped_attention(*part, scaling) for part in parts], dim=2)
 
     def _bias(self, dtype: torch.dtype) -> list[Tensor]:
         if dtype not in self._biases:
-            self._biases[dtype] = [additive(allowed, dtype) for *_, allowed in self.blocks]
+            self._biases[dtype] = [additive(allowed, dtype) for allowed in self.allowed]
         return self._biases[dtype]
 
 
