@@ -19,6 +19,7 @@ from mmgrpo.bench.shapes import TEMPERATURE
 from mmgrpo.bench.training import plain_copy
 from mmgrpo.policy import Policy
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
+from mmgrpo.policy.vllm import CPU_CACHE, GPU_SHARE
 
 Prompts = list[tuple[int, ...]]
 
@@ -102,7 +103,10 @@ def _vllm(policy: Policy, prompts: Prompts, length: int, folder: Path) -> Callab
 
     _plain_model(policy).save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
-    llm = LLM(str(folder), dtype="float32", enable_prefix_caching=True, max_model_len=policy.settings.context, seed=0)
+    llm = LLM(
+        str(folder), dtype="float32", enable_prefix_caching=True, max_model_len=policy.settings.context, seed=0,
+        gpu_memory_utilization=GPU_SHARE, kv_cache_memory_bytes=None if torch.cuda.is_available() else CPU_CACHE,
+    )  # fmt: skip
     wanted = SamplingParams(temperature=TEMPERATURE, max_tokens=length, ignore_eos=True)
 
     def run() -> int:
