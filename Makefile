@@ -2,6 +2,7 @@
 
 PROFILE ?= laptop
 TASKS ?= banking77
+SEEDS ?=
 JOBS ?= 1
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -20,14 +21,14 @@ endif
 .PHONY: help plan reproduce report lab bench rehearse test test-learning test-browser test-vllm test-faults lock clean .venv
 
 help: ## list the targets
-	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [JOBS=$(JOBS)] [PYTHON=$(PYTHON)]'
+	@echo 'make TARGET [PROFILE=$(PROFILE)] [TASKS=$(TASKS)] [SEEDS=0,1,2] [JOBS=$(JOBS)] [PYTHON=$(PYTHON)]'
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
 
 plan: .venv ## say what PROFILE on TASKS takes and what is missing here; starts nothing
-	$(PY) -m mmgrpo plan --profile $(PROFILE) --tasks $(TASKS)
+	$(PY) -m mmgrpo plan --profile $(PROFILE) --tasks $(TASKS) --seeds '$(SEEDS)'
 
 reproduce: .venv ## run the study: every strategy of PROFILE on TASKS, then its tables and figures
-	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS) --jobs $(JOBS)
+	$(PY) -m mmgrpo grid --profile $(PROFILE) --tasks $(TASKS) --seeds '$(SEEDS)' --jobs $(JOBS)
 
 report: .venv ## write tables and figures again from the records in results/ and data/evidence/
 	$(PY) -m mmgrpo report --profile $(PROFILE)

@@ -228,6 +228,16 @@ def test_tasks_are_chosen_by_name_or_all():
     assert cells.chosen_tasks(smoke, " banking77 , ") == ["banking77"]
 
 
+def test_seeds_are_chosen_by_number_or_left_to_the_profile():
+    smoke = profiles.load("smoke")
+    assert cells.chosen_seeds("") == []
+    assert cells.chosen_seeds(" 2, 0,2") == [2, 0]
+    assert {one.seed for one in cells.expand(smoke, ["banking77"], cells.chosen_seeds("3,1"))} == {1, 3}
+    assert {one.seed for one in cells.expand(smoke, ["banking77"])} == set(smoke.seeds)
+    with pytest.raises(UserError, match="Not a seed: '-1'; allowed are whole numbers"):
+        cells.chosen_seeds("0,-1")
+
+
 @pytest.mark.parametrize("wanted", ["banking77,hoover", "hoover", "ALL"])
 def test_unknown_task_is_named(wanted):
     with pytest.raises(UserError, match="has no task '(hoover|ALL)'; allowed: all, banking77"):

@@ -1,6 +1,7 @@
 """The sampler against transformers' own generate, against the trainer's log-probabilities, and against chance."""
 
 import copy
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -136,6 +137,29 @@ def test_result_of_a_request_does_not_depend_on_its_batch():
     assert_same_completions(together, alone)
     for batch in (1, 4):
         assert_same_completions(sampler_of(tiny_llama(), batch).generate(requests), alone)
+
+
+@pytest.mark.parametrize("right", [0, 1, 2, 99])
+def test_guesses_save_passes_and_change_nothing(monkeypatch, right):
+    requests = [*sampled_requests(), *(greedy(prompt, seed=99) for prompt in prompts("nothing shared"))]
+    sampler, passes = sampler_of(tiny_llama()), []
+    expected = sampler.generate(requests)
+    coming = {request: one.ids for request, one in zip(requests, expected, strict=True)}
+
+    def partly_right(row, most):
+        rest = coming[row.request][len(row.ids) :]
+        return [*rest[:right], *((token + 1) % 90 for token in rest[right:])][: min(most, row.room())]
+
+    def counted(*given, decode=sampler._decode):
+        passes.append(given)
+        return decode(*given)
+
+    monkeypatch.setattr(sampler_module, "PASS", 10_000)
+    monkeypatch.setattr(sampler, "_decode", counted)
+    monkeypatch.setattr(sampler_module._Row, "guess", partly_right)
+    assert_same_completions(sampler.generate(requests), expected)
+    longest = max(map(len, coming.values()))
+    assert len(passes) <= math.ceil((longest - 1) / (1 + right)) + (right > 0)
 
 
 def test_result_of_a_request_does_not_depend_on_the_order():

@@ -15,9 +15,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 @app.command()
-def plan(profile: str = "laptop", tasks: str = "banking77") -> None:
+def plan(profile: str = "laptop", tasks: str = "banking77", seeds: str = "") -> None:
     """Say what the cells of PROFILE on TASKS take (hours, GPUs, dollars, disk) and what is missing here. Starts nothing."""
-    todo = _cells(profile, tasks)
+    todo = _cells(profile, tasks, seeds)
     from mmgrpo import plan as planning
 
     print(planning.table(todo).to_string(index=False))
@@ -26,13 +26,14 @@ def plan(profile: str = "laptop", tasks: str = "banking77") -> None:
 
 
 @app.command()
-def grid(profile: str = "laptop", tasks: str = "banking77", jobs: int = 1, ray: str = "") -> None:
+def grid(profile: str = "laptop", tasks: str = "banking77", seeds: str = "", jobs: int = 1, ray: str = "") -> None:
     """Run every cell of PROFILE on TASKS (names with commas, or `all`), then write tables and figures.
 
+    SEEDS are numbers with commas, by default the profile's.
     JOBS cells run at a time on this machine, or as many as fit on the Ray cluster at the address RAY (`local`: a new
     one on this machine).
     """
-    todo = _cells(profile, tasks)
+    todo = _cells(profile, tasks, seeds)
     from mmgrpo import grid as running
     from mmgrpo.policy import EMBEDDED
 
@@ -91,13 +92,13 @@ def rehearse() -> None:
     print(rehearsal.on_gpu() or rehearsal.NO_GPU)
 
 
-def _cells(profile: str, wanted: str) -> list:
+def _cells(profile: str, wanted: str, seeds: str) -> list:
     from mmgrpo import profiles
 
     settings = profiles.load(profile)  # before the slow imports, so that a typo is answered at once
     from mmgrpo import cells
 
-    return cells.expand(settings, cells.chosen_tasks(settings, wanted))
+    return cells.expand(settings, cells.chosen_tasks(settings, wanted), cells.chosen_seeds(seeds))
 
 
 def _place(jobs: int, ray: str):

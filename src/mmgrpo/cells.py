@@ -142,14 +142,14 @@ def cell(profile: str, task: str, model: str, strategy: str, seed: int) -> Cell:
     return Cell(profile, task, model, strategy, seed)
 
 
-def expand(profile: Profile, only_tasks: Sequence[str]) -> list[Cell]:
-    """All cells of a profile on `only_tasks`, each after the cells that it needs."""
+def expand(profile: Profile, only_tasks: Sequence[str], seeds: Sequence[int] = ()) -> list[Cell]:
+    """All cells of a profile on `only_tasks`, each after the cells that it needs; `seeds`, or else the profile's."""
     todo = []
     for task in only_tasks:
         for model in profile.models:
             checked = [cell(profile.name, task, model, each, profile.seeds[0]) for each in profile.strategies]
             checked.sort(key=lambda one: list(NOTEBOOK_OF).index(one.strategy))
-            todo += [replace(one, seed=seed) for seed in profile.seeds for one in checked]
+            todo += [replace(one, seed=seed) for seed in seeds or profile.seeds for one in checked]
     return todo
 
 
@@ -166,6 +166,15 @@ def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
     if not names:
         raise UserError(f"No task was named; {nearest('', ['all', *profile.tasks])}.")
     return list(dict.fromkeys(names))
+
+
+def chosen_seeds(wanted: str) -> list[int]:
+    """The seeds that a comma-separated list names; none where it is empty."""
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in names:
+        if not (name.isascii() and name.isdigit()):
+            raise UserError(f"Not a seed: {name!r}; allowed are whole numbers from 0 on, with commas between them.")
+    return list(dict.fromkeys(map(int, names)))
 
 
 @cache

@@ -63,5 +63,5 @@ def _alone(model, row, ids: Sequence[int]) -> Tensor:
     keep = torch.arange(len(row.prompt_ids) - 1, len(ids), device=device)
     logits = model(input_ids=torch.tensor([ids], device=device), logits_to_keep=keep, use_cache=False).logits[0]
     targets = torch.tensor(row.completion_ids, device=device)
-    scaled = logits.float() / row.temperature
-    return scaled[torch.arange(len(targets), device=device), targets] - scaled.logsumexp(-1)
+    temperatures = torch.full((len(targets),), row.temperature, device=device)
+    return _select(logits, torch.arange(len(targets), device=device), targets, temperatures)

@@ -28,6 +28,7 @@ from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.objective import Row, policy_loss
 from mmgrpo.policy import Policy
 from mmgrpo.policy.sampler import TreeSampler
+from mmgrpo.recomputation import keep_products_only
 from mmgrpo.settings import GRPOSettings
 
 LOGGED = ("loss", "kl", "clipped", "truncated")  # of `Terms`
@@ -61,6 +62,8 @@ class RowTrainer(GRPOTrainer):
             callbacks=callbacks,
         )
         check_launch(self.accelerator, policy)
+        if args.use_cpu:
+            keep_products_only(policy.trainable().get_base_model())
         if self.accelerator.is_fsdp2:
             # The adapters stay whole, so that gradients, checkpoints and samplers are those of a single process; told of
             # FSDP, the Trainer would save and load parts.

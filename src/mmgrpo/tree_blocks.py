@@ -18,7 +18,7 @@ class TreeBlocks:
 
     def __init__(self, tree: PrefixTree, device: torch.device):
         self.tree = tree
-        blocks = list(tree.blocks())
+        blocks = tree.blocks()
         self.queries = [len(queries) for queries, _ in blocks]
         self.keys = [len(visible) for _, visible in blocks]
         self.visible = torch.from_numpy(np.concatenate([visible for _, visible in blocks])).to(device)
@@ -26,7 +26,7 @@ class TreeBlocks:
             torch.from_numpy(tree.ancestors(np.arange(queries.start, queries.stop), visible)).to(device)
             for queries, visible in blocks
         ]
-        self._biases: dict[torch.dtype, list[Tensor]] = {}
+        self._biases: dict[tuple[torch.dtype, int], list[Tensor]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embedding leaves fp32 under autocast
@@ -35,26 +35,26 @@ class TreeBlocks:
             query.split(self.queries, dim=2),
             key.index_select(2, self.visible).split(self.keys, dim=2),
             value.index_select(2, self.visible).split(self.keys, dim=2),
-            self._bias(value.dtype),
+            self._bias(value.dtype, query.shape[1] // key.shape[1]),
             strict=True,
         )
         return torch.cat([grouped_attention(*part, scaling) for part in parts], dim=2)
 
-    def _bias(self, dtype: torch.dtype) -> list[Tensor]:
-        if dtype not in self._biases:
-            self._biases[dtype] = [additive(allowed, dtype) for allowed in self.allowed]
-        return self._biases[dtype]
+    def _bias(self, dtype: torch.dtype, shared: int) -> list[Tensor]:
+        """Each block's, made once: every layer keeps them for its backward pass."""
+        if (dtype, shared) not in self._biases:
+            self._biases[dtype, shared] = [additive(allowed, dtype).repeat(shared, 1) for allowed in self.allowed]
+        return self._biases[dtype, shared]
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
     """SDPA whose query heads share key-value heads, without copying those.
 
-    query [1, H, N, E], key and value [1, J, K, E], bias [N, K] added to the scores -> [1, H, N, E].
+    query [1, H, N, E], key and value [1, J, K, E], bias [H / J x N, K] added to the scores -> [1, H, N, E].
     """
     _, heads, nodes, size = query.shape
-    shared = heads // key.shape[1]
-    folded = query.reshape(1, key.shape[1], shared * nodes, size)
-    out = scaled_dot_product_attention(folded, key, value, attn_mask=bias.repeat(shared, 1)[None, None], scale=scaling)
+    folded = query.reshape(1, key.shape[1], -1, size)
+    out = scaled_dot_product_attention(folded, key, value, attn_mask=bias[None, None], scale=scaling)
     return out.reshape(1, heads, nodes, size)
 
 

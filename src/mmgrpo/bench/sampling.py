@@ -19,7 +19,7 @@ from mmgrpo.bench.shapes import TEMPERATURE
 from mmgrpo.bench.training import plain_copy
 from mmgrpo.policy import Policy
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
-from mmgrpo.policy.vllm import CPU_CACHE, GPU_SHARE
+from mmgrpo.policy.vllm import memory_options
 
 Prompts = list[tuple[int, ...]]
 
@@ -105,7 +105,7 @@ def _vllm(policy: Policy, prompts: Prompts, length: int, folder: Path) -> Callab
     policy.tokenizer.save_pretrained(folder)
     llm = LLM(
         str(folder), dtype="float32", enable_prefix_caching=True, max_model_len=policy.settings.context, seed=0,
-        gpu_memory_utilization=GPU_SHARE, kv_cache_memory_bytes=None if torch.cuda.is_available() else CPU_CACHE,
+        **memory_options(),
     )  # fmt: skip
     wanted = SamplingParams(temperature=TEMPERATURE, max_tokens=length, ignore_eos=True)
 

@@ -1,11 +1,13 @@
 """Keys and values that the sampler keeps between forward passes: of the prompts' tree, then of each row.
 
-Legend of shapes: L layers, R live rows, P distinct prompts, S tokens of the stem, H query heads, J key-value heads,
-E head size.
+Legend of shapes: L layers, R live rows, T tokens of a pass, P distinct prompts, S tokens of the stem, H query heads,
+J key-value heads, E head size.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch import Tensor
 from mmgrpo.prefix_tree import PrefixTree
 from mmgrpo.tree_attention import head_size
 from mmgrpo.tree_blocks import additive, grouped_attention
+
+CHUNK = 64  # tokens of a row's own that are read together
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Prefilled:
         size = head_size(config)
         shape = (config.num_hidden_layers, 1, config.num_key_value_heads, len(tree), size)
         self.tree = tree
+        self.shared = config.num_attention_heads // config.num_key_value_heads  # query heads of a key-value head
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.start = 0
@@ -54,7 +59,7 @@ class Prefilled:
         allowed = torch.from_numpy(self.tree.ancestors(np.arange(queries.start, queries.stop), visible))
         self.queries = slice(queries.start, queries.stop)
         self.visible = torch.from_numpy(visible).to(self.keys.device)
-        self.bias = additive(allowed.to(self.keys.device), self.keys.dtype)
+        self.bias = additive(allowed.to(self.keys.device), self.keys.dtype).repeat(self.shared, 1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         keys, values = self.keys[layer], self.values[layer]
@@ -74,7 +79,7 @@ class Rows:
     def __init__(self, prefilled: Prefilled, tree: PrefixTree, room: int):
         device = prefilled.keys.device
         stem = tree.stem
-        ends, prompt = np.unique([path[-1] for path in tree.paths], return_inverse=True)
+        ends, self.prompt = np.unique([path[-1] for path in tree.paths], return_inverse=True)  # [R] each row's prompt
         rests = {path[-1]: path[stem:] for path in tree.paths}
         longest = max(len(rest) for rest in rests.values())
         nodes = np.zeros((len(ends), longest), np.int64)
@@ -87,83 +92,95 @@ class Rows:
         self.stem_values = prefilled.values[:, 0, :, :stem]
         self.rest_keys = prefilled.keys[:, 0][:, :, gather].transpose(1, 2).contiguous()  # [L, P, J, longest, E]
         self.rest_values = prefilled.values[:, 0][:, :, gather].transpose(1, 2).contiguous()
-        self.rest_bias = additive(torch.from_numpy(inside).to(device), prefilled.keys.dtype)  # [P, longest]
+        self.rest_bias = additive(torch.from_numpy(inside).to(device), prefilled.keys.dtype)[:, None, None]
         layers, _, heads, _, size = prefilled.keys.shape
-        self.tail_keys = torch.empty(
-            (layers, len(prompt), heads, room, size), dtype=prefilled.keys.dtype, device=device
-        )
-        self.tail_values = torch.empty_like(self.tail_keys)
-        self.lengths = torch.tensor([len(path) for path in tree.paths], device=device)  # [R] tokens of the prompt
-        self.made = 0  # tokens that every live row has generated and passed through the model
-        self._arrange(prompt)
+        room = math.ceil(room / CHUNK) * CHUNK
+        # Zeros, as what is not yet written is read too, with no weight.
+        self.tail_keys = torch.zeros(
+            (layers, heads, len(tree.paths), room, size), dtype=prefilled.keys.dtype, device=device
+        )  # [L, J, R, room, E]
+        self.tail_values = torch.zeros_like(self.tail_keys)
+        self.lengths = np.array([len(path) for path in tree.paths])  # [R] tokens of the prompt
+        self._shared = prefilled.shared
 
     def keep(self, places: list[int]) -> None:
         """Let all rows but those at `places` go."""
-        chosen = torch.tensor(places, device=self.lengths.device)
-        self.lengths = self.lengths[chosen]
-        self.tail_keys, self.tail_values = self.tail_keys[:, chosen], self.tail_values[:, chosen]
-        used, prompt = np.unique(self.prompt[places], return_inverse=True)
+        chosen = torch.tensor(places, device=self.tail_keys.device)
+        self.lengths = self.lengths[places]
+        self.tail_keys, self.tail_values = self.tail_keys[:, :, chosen], self.tail_values[:, :, chosen]
+        used, self.prompt = np.unique(self.prompt[places], return_inverse=True)
         if len(used) < len(self.rest_bias):
-            left = torch.from_numpy(used).to(self.lengths.device)
+            left = torch.from_numpy(used).to(chosen.device)
             self.rest_keys, self.rest_values = self.rest_keys[:, left], self.rest_values[:, left]
             self.rest_bias = self.rest_bias[left]
-        self._arrange(prompt)
 
-    def _arrange(self, prompt: np.ndarray) -> None:
-        """Lay the rows out by prompt: `slots` [P, most rows of one] has their numbers, `places` [R] the way back."""
-        self.prompt = prompt  # [R] the number of each row's prompt
-        counts = np.bincount(prompt)
-        order = np.argsort(prompt, kind="stable")
-        within = np.empty(len(prompt), np.int64)
-        within[order] = np.concatenate([np.arange(count) for count in counts])
-        slots = np.zeros((len(counts), counts.max()), np.int64)  # an unused slot repeats row 0, to no effect
-        slots[prompt, within] = np.arange(len(prompt))
-        device = self.lengths.device
-        self.slots = torch.from_numpy(slots).to(device)
-        self.places = torch.from_numpy(prompt * slots.shape[1] + within).to(device)
-
-    def advance(self) -> Tensor:
-        """Make room for one token a row and return its positions [R]."""
-        self.made += 1
-        return self.lengths + (self.made - 1)
+    def advance(self, made: Sequence[int], fresh: Sequence[int]) -> Tensor:
+        """Begin a pass: row r keeps the first `made[r]` of its own tokens, and `fresh[r]` follow; positions [T]."""
+        device = self.tail_keys.device
+        row = np.repeat(np.arange(len(made)), fresh)
+        place = np.concatenate([np.arange(m, m + f) for m, f in zip(made, fresh, strict=True)])
+        self._fresh = torch.from_numpy(row * self.tail_keys.shape[3] + place).to(device)  # [T] of rows end to end
+        self._by_prompt, self._by_row = _Slots(self.prompt[row], device), _Slots(row, device)
+        # In whole chunks, so that a row's scores are summed in the same order however long its neighbours are.
+        self._used = math.ceil((place.max() + 1) / CHUNK) * CHUNK
+        last = torch.from_numpy(place).to(device)[self._by_row.slots].repeat_interleave(self._shared, dim=1)
+        seen = torch.arange(self._used, device=device) <= last[:, None, :, None]
+        self._tail_bias = additive(seen, self.tail_keys.dtype)  # [R, 1, most fresh of a row x shared, used]
+        return torch.from_numpy(self.lengths[row] + place).to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """query [1, H, R, E], one token a row, each attending to its own row."""
-        _, heads, live, size = query.shape
+        """query [1, H, T, E], key and value [1, J, T, E], each token attending to its own row."""
+        _, heads, tokens, size = query.shape
         groups = key.shape[1]
-        self.tail_keys[layer, :, :, self.made - 1] = key[0].transpose(0, 1)
-        self.tail_values[layer, :, :, self.made - 1] = value[0].transpose(0, 1)
-        by_row = (
-            query[0].transpose(0, 1).reshape(live, groups, heads // groups, size)
+        self.tail_keys[layer].flatten(1, 2).index_copy_(1, self._fresh, key[0])
+        self.tail_values[layer].flatten(1, 2).index_copy_(1, self._fresh, value[0])
+        by_token = (
+            query[0].transpose(0, 1).reshape(tokens, groups, heads // groups, size)
         )  # heads of a group are neighbours
-        parts = [self._rest(layer, by_row, scaling), self._tail(layer, by_row, scaling)]
+        rest_keys, rest_values = self.rest_keys[layer], self.rest_values[layer]
+        keys, values = (tail[layer].transpose(0, 1)[:, :, : self._used] for tail in (self.tail_keys, self.tail_values))
+        parts = [
+            self._by_prompt.attention(by_token, rest_keys, rest_values, self.rest_bias, scaling),
+            self._by_row.attention(by_token, keys, values, self._tail_bias, scaling),
+        ]
         if self.stem_keys.shape[2]:
-            parts.append(self._stem(layer, by_row, scaling))
-        return _combined(parts).reshape(live, heads, size).transpose(0, 1)[None].to(query.dtype)
+            parts.append(self._stem(layer, by_token, scaling))
+        return _combined(parts).reshape(tokens, heads, size).transpose(0, 1)[None].to(query.dtype)
 
-    def _stem(self, layer: int, by_row: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        live, groups, shared, size = by_row.shape
-        folded = by_row.transpose(0, 1).reshape(1, groups, live * shared, size)
+    def _stem(self, layer: int, by_token: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        tokens, groups, shared, size = by_token.shape
+        folded = by_token.transpose(0, 1).reshape(1, groups, tokens * shared, size)
         out, weight = _attention(folded, self.stem_keys[layer][None], self.stem_values[layer][None], None, scaling)
         return (
-            out[0].reshape(groups, live, shared, size).transpose(0, 1),
-            weight[0].reshape(groups, live, shared).transpose(0, 1),
+            out[0].reshape(groups, tokens, shared, size).transpose(0, 1),
+            weight[0].reshape(groups, tokens, shared).transpose(0, 1),
         )
 
-    def _rest(self, layer: int, by_row: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        _, groups, shared, size = by_row.shape
-        prompts, most = self.slots.shape
-        by_slot = by_row.index_select(0, self.slots.flatten()).unflatten(0, (prompts, most))
-        folded = by_slot.transpose(1, 2).reshape(prompts, groups, most * shared, size)
-        bias = self.rest_bias[:, None, None].expand(-1, groups, most * shared, -1)
-        out, weight = _attention(folded, self.rest_keys[layer], self.rest_values[layer], bias, scaling)
-        out = out.reshape(prompts, groups, most, shared, size).transpose(1, 2).flatten(0, 1)
-        weight = weight.reshape(prompts, groups, most, shared).transpose(1, 2).flatten(0, 1)
-        return out.index_select(0, self.places), weight.index_select(0, self.places)
 
-    def _tail(self, layer: int, by_row: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        keys, values = self.tail_keys[layer, :, :, : self.made], self.tail_values[layer, :, :, : self.made]
-        return _attention(by_row, keys, values, None, scaling)
+class _Slots:
+    """Tokens laid out by what they read together, their prompt or their row: B of these, most tokens of one M."""
+
+    def __init__(self, read: np.ndarray, device: torch.device):
+        counts = np.bincount(read)
+        order = np.argsort(read, kind="stable")
+        within = np.empty(len(read), np.int64)
+        within[order] = np.concatenate([np.arange(count) for count in counts])
+        slots = np.zeros((len(counts), counts.max()), np.int64)  # an unused slot repeats token 0, to no effect
+        slots[read, within] = np.arange(len(read))
+        self.slots = torch.from_numpy(slots).to(device)  # [B, M] the tokens' numbers
+        self._places = torch.from_numpy(read * slots.shape[1] + within).to(device)  # [T] the way back
+
+    def attention(self, by_token: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float):
+        """by_token [T, J, H / J, E], key and value [B, J, K, E], bias [B, 1, 1 or M x H / J, K] -> as `by_token`."""
+        _, groups, shared, size = by_token.shape
+        blocks, most = self.slots.shape
+        by_slot = by_token.index_select(0, self.slots.flatten()).unflatten(0, (blocks, most))
+        folded = by_slot.transpose(1, 2).reshape(blocks, groups, most * shared, size)
+        bias = bias.expand(-1, groups, most * shared, -1)
+        out, weight = _attention(folded, key, value, bias, scaling)
+        out = out.reshape(blocks, groups, most, shared, size).transpose(1, 2).flatten(0, 1)
+        weight = weight.reshape(blocks, groups, most, shared).transpose(1, 2).flatten(0, 1)
+        return out.index_select(0, self._places), weight.index_select(0, self._places)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,11 @@
 The sampler owns a copy of the model, with the adapter of the policy it follows merged into its weights. One batch goes
 through two phases. Prefill: the prompts, merged into a prefix tree, pass once, each distinct token a single time;
 what all of them begin with (a module's instructions and demonstrations) is kept for the batches to come, as long
-as the weights stay. Decode: rows grow by one token a pass, and read a common prompt together; finished rows leave the
-batch. Sampling is seeded call by call, so that a call's result depends neither on its neighbours nor on their order.
-Legend of shapes: R live rows, V vocabulary.
+as the weights stay. Decode: a pass carries the last token of each row and a guess at the next ones (`lookup.py`), and
+rows grow by what they choose of that and one token more; they read a common prompt together, and leave the batch when
+they are finished. Sampling is seeded call by call, so that a call's result depends neither on its neighbours nor on
+their order, nor on any guess.
+Legend of shapes: R live rows, T tokens of a pass, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 from mmgrpo import prefix_tree
 from mmgrpo.errors import UserError
 from mmgrpo.policy.key_values import Prefilled, Rows, Stem
+from mmgrpo.policy.lookup import Lookup
 from mmgrpo.policy.merging import deltas_in, deltas_of, original_weight
 from mmgrpo.policy.packed_linear import pack_linear_layers, put_weight
 from mmgrpo.prefix_tree import PrefixTree
@@ -31,6 +34,7 @@ from mmgrpo.tree_attention import forward_arguments, use_tree_attention
 PREFILL_BLOCK = 512  # nodes a prefill pass
 STEMS = 8  # prefixes whose keys and values are kept
 SHORTEST_STEM = 32  # tokens; chat templates alone have some in common
+PASS = 64  # tokens of a decode pass that guesses may fill: until about here it takes little longer than with one
 
 
 @dataclass(frozen=True)
@@ -136,18 +140,32 @@ class TreeSampler(Sampler):
         tree = prefix_tree.build([request.prompt_ids for request in requests])
         prefilled, logits = self._prefill(tree)
         memory = Rows(prefilled, tree, max(request.max_tokens for request in requests))
-        live = list(range(len(rows)))
+        live, guesses = rows, [[] for _ in rows]
         while True:
-            tokens = _choose(logits, [rows[index] for index in live])
-            for index, token in zip(live, tokens, strict=True):
-                rows[index].take(token, self._ends)
-            if any(rows[index].finish for index in live):
-                keep = [place for place, index in enumerate(live) if not rows[index].finish]
+            self._grow(live, guesses, logits)
+            keep = [place for place, row in enumerate(live) if not row.finish]
+            if not keep:
+                return [row.completion() for row in rows]
+            if len(keep) < len(live):
                 live = [live[place] for place in keep]
-                if not live:
-                    return [row.completion() for row in rows]
                 memory.keep(keep)
-            logits = self._decode(memory, [rows[index].ids[-1] for index in live])
+            guesses = [row.guess(PASS // len(live) - 1) for row in live]
+            logits = self._decode(memory, live, guesses)
+
+    def _grow(self, rows: list[_Row], guesses: list[list[int]], logits: Tensor) -> None:
+        """Append to each row the tokens that `logits` [T, V] decide: one, and another after each right guess."""
+        first = np.cumsum([0, *(1 + len(guess) for guess in guesses)])
+        growing, step = list(range(len(rows))), 0
+        while growing:
+            choices = _choose(logits[first[growing] + step].float(), [rows[place] for place in growing])
+            for place, choice in zip(growing, choices, strict=True):
+                rows[place].take(choice, self._ends)
+            growing = [
+                place
+                for place in growing
+                if not rows[place].finish and guesses[place][step : step + 1] == rows[place].ids[-1:]
+            ]
+            step += 1
 
     def _ends(self, ids: list[int], stop: str | None) -> bool:
         """Whether a completion is over with its last token."""
@@ -197,19 +215,15 @@ class TreeSampler(Sampler):
             others = [old for old in self._stems if old.tokens != stem.tokens[: len(old.tokens)]]
             self._stems = [stem, *others][:STEMS]
 
-    def _decode(self, memory: Rows, tokens: list[int]) -> Tensor:
-        """One more token for each live row; [R, V] logits."""
-        device = self.model.device
-        positions = memory.advance()
-        return (
-            self.model(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=positions[None],
-                **forward_arguments(memory, self.model),
-            )
-            .logits[0]
-            .float()
-        )
+    def _decode(self, memory: Rows, rows: list[_Row], guesses: list[list[int]]) -> Tensor:
+        """One pass over the last token of each live row and the guess behind it; [T, V] logits."""
+        tokens = [[row.ids[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
+        positions = memory.advance([len(row.ids) - 1 for row in rows], [len(each) for each in tokens])
+        return self.model(
+            input_ids=torch.tensor([sum(tokens, [])], device=self.model.device),
+            position_ids=positions[None],
+            **forward_arguments(memory, self.model),
+        ).logits[0]
 
 
 class _Row:
@@ -221,11 +235,21 @@ class _Row:
         self.logprobs: list[float] = []
         self.finish: Literal["stop", "length"] | None = None
         self.noise = np.random.default_rng(request.seed)
+        self._lookup = Lookup(request.prompt_ids)
+
+    def guess(self, most: int) -> list[int]:
+        """Up to `most` tokens that may come next."""
+        return self._lookup.guess(min(most, self.room()))
+
+    def room(self) -> int:
+        """Tokens that may still follow, but for the last, which needs no pass."""
+        return self.request.max_tokens - len(self.ids) - 1
 
     def take(self, choice: tuple[int, float], ends: Callable[[list[int], str | None], bool]) -> None:
         """Append a token, and set `finish` when it was the last."""
         token, logprob = choice
         self.ids.append(token)
+        self._lookup.add(token)
         self.logprobs.append(logprob)
         if ends(self.ids, self.request.stop):
             self.finish = "stop"

@@ -23,6 +23,14 @@ ADAPTERS = 4  # of one engine pass; requests for further ones wait
 RANKS = (8, 16, 32, 64, 128, 256, 512)  # the LoRA ranks that vLLM makes room for
 
 
+def memory_options() -> dict[str, float | int | None]:
+    """vLLM's options for how much memory an engine takes."""
+    return {
+        "gpu_memory_utilization": GPU_SHARE,
+        "kv_cache_memory_bytes": None if torch.cuda.is_available() else CPU_CACHE,
+    }
+
+
 class VLLMSampler(Sampler):
     """Samples from the model `source` (a folder, or a hub name with its revision).
 
@@ -54,8 +62,7 @@ class VLLMSampler(Sampler):
             "max_loras": ADAPTERS,
             "max_lora_rank": next(rank for rank in RANKS if rank >= settings.lora_rank),
             "logprobs_mode": "processed_logprobs",
-            "gpu_memory_utilization": GPU_SHARE,
-            "kv_cache_memory_bytes": None if self._gpu else CPU_CACHE,
+            **memory_options(),
             "enable_sleep_mode": self._gpu,
             "enforce_eager": not self._gpu,
         }
