@@ -16,6 +16,7 @@ from factories import random_ids, row, shake, with_lora
 from tiny_policy import RawAdapter, tiny_model, tokenizer
 
 from mmgrpo import policy as policies
+from mmgrpo import rollout
 from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.optimizer import MMGRPO
@@ -26,6 +27,7 @@ from mmgrpo.policy.vllm import VLLMSampler
 from mmgrpo.settings import GRPOSettings, PolicySettings, SamplingSettings
 
 pytestmark = pytest.mark.vllm
+QUESTIONS = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(4)]
 SETTINGS = PolicySettings(
     precision="fp32", context=1024, max_tokens=8, batch=16, lora_rank=4, lora_alpha=16, sampler="vllm"
 )
@@ -211,22 +213,35 @@ def test_engine_that_died_is_started_again(sampler, model):
     assert_same(sampler.generate(greedy()), expected)
 
 
+def kinds_of_letters(example, prediction, trace=None):
+    return float(len(set(prediction.t)))
+
+
+def short_training(**changes):
+    settings = GRPOSettings(
+        inputs=2, rollouts=4, group_size=4, learning_rate=0.03, warmup_steps=0, beta=0.0, importance_cap=2.0,
+        max_grad_norm=1.0, **changes,
+    )  # fmt: skip
+    return MMGRPO(kinds_of_letters, settings=settings, sampling=SamplingSettings(temperature=1.0))
+
+
 def test_training_run_with_vllm_as_its_sampler(sampler, model):
     policy = Policy("tiny", copy.deepcopy(model), tokenizer(), SETTINGS, 0, sampler)
-    settings = GRPOSettings(
-        steps=3, inputs=2, rollouts=4, group_size=4, learning_rate=0.03, warmup_steps=0, beta=0.0,
-        importance_cap=2.0, max_grad_norm=1.0,
-    )  # fmt: skip
-    examples = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(4)]
-    how = MMGRPO(
-        lambda example, prediction, trace=None: float(len(set(prediction.t))),
-        settings=settings,
-        sampling=SamplingSettings(temperature=1.0),
-    )
     with dspy.context(lm=policy.lm(), adapter=RawAdapter()):
-        log = how.compile(dspy.Predict("q -> t"), trainset=examples).training_log
+        log = short_training(steps=3).compile(dspy.Predict("q -> t"), trainset=QUESTIONS).training_log
     assert len(log.curve) == 3 and all(entry["sampler_mismatch"] < 1e-2 for entry in log.curve)
     assert any("lora_B" in name and weight.norm() > 0 for name, weight in policy.trainable().named_parameters())
+
+
+def test_validation_samples_with_vllm_too(sampler, model):
+    policy = Policy("tiny", copy.deepcopy(model), tokenizer(), SETTINGS, 0, sampler)
+    own = Policy("tiny", copy.deepcopy(model), tokenizer(), SETTINGS, 0, tree_sampler(model))
+    with dspy.context(lm=policy.lm(), adapter=RawAdapter()):
+        how = short_training(steps=1, validate_every=1)
+        log = how.compile(dspy.Predict("q -> t"), trainset=QUESTIONS, valset=QUESTIONS).training_log
+        runs = rollout.evaluate(dspy.Predict("q -> t"), QUESTIONS, policy=own, metric=kinds_of_letters)
+    assert [entry["step"] for entry in log.validation] == [0, 1]
+    assert log.validation[0]["score"] == pytest.approx(rollout.mean_score(runs))
 
 
 def test_server_answers_as_the_own_sampler_and_trainer_do(server, model, tmp_path):
