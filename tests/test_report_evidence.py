@@ -1,11 +1,13 @@
 """Committed records: beside a reader's own, in the README, and never mistaken for either a zero or the reader's."""
 
 import dataclasses
+import json
 import sys
 
 import pandas as pd
 import pytest
 from record_factory import record
+from test_notebooks import ABSOLUTE
 
 from mmgrpo import __main__ as cli
 from mmgrpo import paths, records, report
@@ -286,6 +288,46 @@ def test_the_readme_stays_where_figures_go_elsewhere(own_project, commit, monkey
     assert not (own_project / "figures").exists()
 
 
+# Keeping one's own
+
+
+def own_run(tmp_path, monkeypatch, *members):
+    monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path / "results"))
+    notebook = {"cells": [], "metadata": {"kernelspec": {}, "papermill": {"output_path": "/of/this/machine"}}}
+    for each in members:
+        folder = tmp_path / "results" / place(each)
+        records.write(each, folder / "record.json")
+        records.write_json(notebook, folder / "notebook.ipynb")
+
+
+def test_own_records_are_kept_with_their_notebooks(commit, tmp_path, monkeypatch):
+    one = record(program={"a": {"demos": ["a demonstration"]}}, notes={"proposals": ["an instruction"]})
+    own_run(tmp_path, monkeypatch, one)
+    kept, notebook = evidence.keep(one.profile)
+    assert kept == paths.EVIDENCE / "embedded" / place(one) / "record.json"
+    assert records.read(kept) == one
+    assert json.loads(notebook.read_text()) == {"cells": [], "metadata": {"kernelspec": {}}}
+
+
+def test_texts_of_real_rows_are_not_kept(commit, tmp_path, monkeypatch):
+    told = {"proposals": ["an instruction"], "best": {"step": 2.0, "score": 0.5}}
+    one = record(source="local", program={"a": {"demos": ["a row"]}}, notes=told)
+    own_run(tmp_path, monkeypatch, one)
+    (kept,) = evidence.keep(one.profile)
+    assert kept == paths.EVIDENCE / "real" / place(one) / "record.json"
+    assert records.read(kept) == dataclasses.replace(one, program={}, notes={"best": told["best"]})
+    assert "a row" not in kept.read_text() and "an instruction" not in kept.read_text()
+
+
+def test_nothing_to_keep_is_one_sentence(commit, tmp_path, monkeypatch):
+    own_run(tmp_path, monkeypatch, record(profile="smoke", smoke=True))
+    with pytest.raises(UserError, match="There are no records of the profile laptop"):
+        evidence.keep("laptop")
+    with pytest.raises(UserError, match="smoke is a smoke profile, whose scores mean nothing"):
+        evidence.keep("smoke")
+    assert not paths.EVIDENCE.exists()
+
+
 # What is committed in this repository
 
 
@@ -294,6 +336,11 @@ def test_each_committed_record_lies_where_it_says():
     for file, one in found.items():
         assert file.parent == paths.EVIDENCE / evidence.source_of(one) / place(one)
         assert not one.smoke
+
+
+def test_committed_notebooks_name_no_folder_of_a_machine():
+    for file in paths.EVIDENCE.glob("**/notebook.ipynb"):
+        assert not ABSOLUTE.findall(file.read_text(encoding="utf-8")), file
 
 
 def test_committed_tables_and_figures_are_those_of_the_committed_records(tmp_path):

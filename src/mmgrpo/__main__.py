@@ -1,4 +1,4 @@
-"""The command line: `python -m mmgrpo plan | grid | report | bench | rehearse`."""
+"""The command line: `python -m mmgrpo plan | grid | report | keep | bench | rehearse`."""
 
 from __future__ import annotations
 
@@ -67,6 +67,16 @@ def report(profile: str = "laptop") -> None:
         print(f"This machine has no records of the profile {profile}.")
     if committed:
         print(f"{len(committed)} tables and figures of the committed records in {paths.committed_figures()}")
+
+
+@app.command()
+def keep(profile: str = "laptop") -> None:
+    """Copy this machine's records of PROFILE and their notebooks to data/evidence, to be committed."""
+    from mmgrpo import paths, profiles
+    from mmgrpo.report import evidence
+
+    profiles.load(profile)
+    print(f"{len(evidence.keep(profile))} files in {paths.EVIDENCE}; `make report` writes what is shown of them")
 
 
 @app.command()

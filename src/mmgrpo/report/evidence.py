@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from mmgrpo import paths
+from mmgrpo import paths, records
+from mmgrpo.errors import UserError
 from mmgrpo.records import Record, read_all
 from mmgrpo.report import names
 
@@ -15,6 +19,34 @@ FOLDERS = {"embedded": ".", "real": "real"}  # source -> where its tables and fi
 def read(source: str, profile: str) -> list[Record]:
     """The committed records of a source (`embedded` or `real`) and profile; none where none are committed."""
     return read_all(paths.EVIDENCE / source / profile)
+
+
+def keep(profile: str) -> list[Path]:
+    """Copy this machine's records of `profile` with their executed notebooks to where they can be committed.
+
+    Of runs on real rows, whose texts are not ours to copy, the scores stay and the prompts and notebooks don't.
+    """
+    written = []
+    for file in sorted((paths.results() / profile).glob("**/record.json")):
+        record = records.read(file)
+        if record.smoke:
+            raise UserError(
+                f"{profile} is a smoke profile, whose scores mean nothing: keep the records of another one."
+            )
+        source, notebook = source_of(record), file.with_name("notebook.ipynb")
+        target = paths.EVIDENCE / source / file.parent.relative_to(paths.results())
+        if source == "real":
+            record = replace(record, program={}, notes={k: v for k, v in record.notes.items() if k != "proposals"})
+        written.append(records.write(record, target / file.name))
+        if source == "embedded" and notebook.exists():
+            content = json.loads(notebook.read_text(encoding="utf-8"))
+            content["metadata"].pop("papermill", None)  # names folders of this machine
+            written.append(records.write_json(content, target / notebook.name))
+    if not written:
+        raise UserError(
+            f"There are no records of the profile {profile} in {paths.results()}: run `make reproduce` first."
+        )
+    return written
 
 
 def studies() -> dict[str, list[Record]]:
