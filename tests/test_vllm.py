@@ -235,7 +235,8 @@ def test_training_run_with_vllm_as_its_sampler(sampler, model):
 
 def test_validation_samples_with_vllm_too(sampler, model):
     policy = Policy("tiny", copy.deepcopy(model), tokenizer(), SETTINGS, 0, sampler)
-    own = Policy("tiny", copy.deepcopy(model), tokenizer(), SETTINGS, 0, tree_sampler(model))
+    by_us = TreeSampler(copy.deepcopy(model), [2], 16, model, tokenizer().decode)
+    own = Policy("tiny", copy.deepcopy(model), tokenizer(), SETTINGS, 0, by_us)
     with dspy.context(lm=policy.lm(), adapter=RawAdapter()):
         how = short_training(steps=1, validate_every=1)
         log = how.compile(dspy.Predict("q -> t"), trainset=QUESTIONS, valset=QUESTIONS).training_log

@@ -19,7 +19,8 @@ KEPT = [_ATEN.mm.default, _ATEN.bmm.default, _ATEN._scaled_dot_product_flash_att
 
 def keep_products_only(model: PreTrainedModel) -> None:
     """Recompute all but `KEPT` in the backward passes of `model` in training mode, layer by layer."""
-    model.activation_checkpointing_enable(
+    # Its new name is not in the transformers that vLLM takes.
+    model.gradient_checkpointing_enable(
         {"use_reentrant": False, "context_fn": partial(create_selective_checkpoint_contexts, KEPT)}
     )
     model.disable_input_require_grads()  # which reentrant checkpointing alone would need

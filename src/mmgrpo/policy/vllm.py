@@ -6,8 +6,12 @@ that nothing it cached for one version answers for another. Only public interfac
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -20,6 +24,7 @@ from mmgrpo.settings import PolicySettings
 GPU_SHARE = 0.5  # of the GPU's memory for the engine while it is awake; asleep it has none
 CPU_CACHE = 4 << 30  # bytes for keys and values where there is no GPU
 ADAPTERS = 4  # of one engine pass; requests for further ones wait
+LOOK_SECONDS = 1.0  # between two looks at whether the engine is alive
 RANKS = (8, 16, 32, 64, 128, 256, 512)  # the LoRA ranks that vLLM makes room for
 
 
@@ -67,6 +72,7 @@ class VLLMSampler(Sampler):
             "enforce_eager": not self._gpu,
         }
         self._engine = None  # started by the first call
+        self._processes: list[BaseProcess] = []  # the engine's
         self._asleep = False
         self._adapters = AdapterFolders()
 
@@ -99,7 +105,8 @@ class VLLMSampler(Sampler):
         adapted = [index for index, adapter in enumerate(adapters) if adapter is not None]
         done: dict[int, Completion] = {}
         for chosen in filter(None, (without, adapted)):
-            outputs = self._awake().generate(
+            outputs = self._watched(
+                self._awake().generate,
                 [{"prompt_token_ids": list(requests[index].prompt_ids)} for index in chosen],
                 [self._parameters(requests[index]) for index in chosen],
                 lora_request=[adapters[index] for index in chosen],
@@ -107,6 +114,24 @@ class VLLMSampler(Sampler):
             )
             done.update(zip(chosen, (self._completion(output.outputs[0]) for output in outputs), strict=True))
         return [done[index] for index in range(len(requests))]
+
+    def _watched(self, call: Callable, *args, **kwargs):
+        """`call(*args, **kwargs)`; raises EngineDeadError where the engine dies meanwhile, which vLLM may wait out."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        answer: Future = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(call(*args, **kwargs))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=work, name="mmgrpo-vllm", daemon=True).start()
+        while not wait([answer], timeout=LOOK_SECONDS).done:
+            if any(not process.is_alive() for process in self._processes):
+                raise EngineDeadError()
+        return answer.result()
 
     def _awake(self):
         """The engine, started or woken where necessary."""
@@ -122,8 +147,11 @@ class VLLMSampler(Sampler):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import LLM
 
+        others = multiprocessing.active_children()
         try:
-            return LLM(**self._options)
+            engine = LLM(**self._options)
+            self._processes = [process for process in multiprocessing.active_children() if process not in others]
+            return engine
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
