@@ -157,7 +157,7 @@ def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
     """The tasks that `wanted` names: `all`, or a comma-separated list."""
     if wanted == "all":
         return list(profile.tasks)
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    names = _listed(wanted)
     for name in names:
         if name not in profile.tasks:
             raise UserError(
@@ -170,11 +170,16 @@ def chosen_tasks(profile: Profile, wanted: str) -> list[str]:
 
 def chosen_seeds(wanted: str) -> list[int]:
     """The seeds that a comma-separated list names; none where it is empty."""
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    names = _listed(wanted)
     for name in names:
         if not (name.isascii() and name.isdigit()):
             raise UserError(f"Not a seed: {name!r}; allowed are whole numbers from 0 on, with commas between them.")
     return list(dict.fromkeys(map(int, names)))
+
+
+def _listed(wanted: str) -> list[str]:
+    """The parts of a comma-separated list."""
+    return [part.strip() for part in wanted.split(",") if part.strip()]
 
 
 @cache

@@ -127,6 +127,7 @@ class VLLMSampler(Sampler):
             except BaseException as error:
                 answer.set_exception(error)
 
+        # No pool: it would wait at the end of the program for a call that nothing answers any more.
         threading.Thread(target=work, name="mmgrpo-vllm", daemon=True).start()
         while not wait([answer], timeout=LOOK_SECONDS).done:
             if any(not process.is_alive() for process in self._processes):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmgrpo import paths, records
+from mmgrpo import paths
+from mmgrpo import records as files
 from mmgrpo.errors import UserError
-from mmgrpo.records import Record, read_all
+from mmgrpo.records import Record
 from mmgrpo.report import names
 
 PROFILE = "laptop"  # the study that the README and the committed figures show
@@ -18,7 +19,7 @@ FOLDERS = {"embedded": ".", "real": "real"}  # source -> where its tables and fi
 
 def read(source: str, profile: str) -> list[Record]:
     """The committed records of a source (`embedded` or `real`) and profile; none where none are committed."""
-    return read_all(paths.EVIDENCE / source / profile)
+    return files.read_all(paths.EVIDENCE / source / profile)
 
 
 def keep(profile: str) -> list[Path]:
@@ -28,7 +29,7 @@ def keep(profile: str) -> list[Path]:
     """
     written = []
     for file in sorted((paths.results() / profile).glob("**/record.json")):
-        record = records.read(file)
+        record = files.read(file)
         if record.smoke:
             raise UserError(
                 f"{profile} is a smoke profile, whose scores mean nothing: keep the records of another one."
@@ -37,11 +38,11 @@ def keep(profile: str) -> list[Path]:
         target = paths.EVIDENCE / source / file.parent.relative_to(paths.results())
         if source == "real":
             record = replace(record, program={}, notes={k: v for k, v in record.notes.items() if k != "proposals"})
-        written.append(records.write(record, target / file.name))
+        written.append(files.write(record, target / file.name))
         if source == "embedded" and notebook.exists():
             content = json.loads(notebook.read_text(encoding="utf-8"))
             content["metadata"].pop("papermill", None)  # names folders of this machine
-            written.append(records.write_json(content, target / notebook.name))
+            written.append(files.write_json(content, target / notebook.name))
     if not written:
         raise UserError(
             f"There are no records of the profile {profile} in {paths.results()}: run `make reproduce` first."
