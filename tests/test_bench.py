@@ -93,6 +93,12 @@ def test_gradients_agree_with_trls_on_every_shape(measured):
     assert all(0 < error < 1e-5 for error in errors.values()), errors
 
 
+def test_gradients_are_compared_with_those_in_double_precision(measured):
+    compared = {one.benchmark: one.details for one in measured[1] if "rounding" in one.details}
+    assert list(compared) == ["training"]
+    assert all(0 < compared["training"][name] < 1e-5 for name in ("rounding", "peer_rounding"))
+
+
 def test_gradient_error_sees_another_advantage(tmp_path):
     policy = SETUP.make_policy()
     training.shake(policy)
@@ -290,6 +296,9 @@ def test_table_and_figures_are_written(measured):
 def test_table_says_what_was_found():
     shown = report.table([comparison(details={"gradient_error": 2.04e-7})]).shown
     assert shown.iloc[0].tolist() == ["a | b", "2 s", "4 s (them)", "2×", "at least 6", "no", "2.0e-07", "3"]
+    details = {"gradient_error": 1.4e-5, "rounding": 4.7e-6, "peer_rounding": 1.5e-5}
+    shown = report.table([comparison(details=details)]).shown
+    assert shown["Gradient error"].tolist() == ["1.4e-05 (off fp64: ours 4.7e-06, theirs 1.5e-05)"]
 
 
 def test_bars_are_ratios_and_lines_targets():

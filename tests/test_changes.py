@@ -181,6 +181,19 @@ def test_an_adapter_that_is_gone_is_named(tmp_path, monkeypatch, strategy, notes
     assert str(ready.training_folder / folder) in str(caught.value) and "delete" in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [None, "", "[{}]", '[{"calls": [{}]}]'])
+def test_validation_runs_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path))
+    ready = study("module_grpo")
+    file = ready.training_folder / "validation-0.private.json"
+    if content is not None:
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        changes.validated(ready, record(notes={"best": {"step": 3.0, "score": 0.5}}))
+    assert str(file) in str(caught.value) and "delete" in str(caught.value)
+
+
 def rising():
     """A judge who is the more content the more often it was asked: the last adapter scores best, and groups differ."""
     asked = iter(range(100))
@@ -200,6 +213,9 @@ def test_the_program_of_a_finished_run_answers_as_it_did_when_it_was_trained(tmp
     ready = dataclasses.replace(ready, task=dataclasses.replace(ready.task, judge=rising()))
     left_behind = strategies.run(ready)
     assert left_behind.notes["best"]["step"] == 2.0
+    before, after = changes.validated(ready, left_behind)
+    scored = [rollout.mean_score(runs) for runs in (before, after)]
+    assert scored == [entry["score"] for entry in left_behind.validation]
 
     def texts(policy, program) -> list[str]:
         runs = rollout.evaluate(program, QUESTIONS, policy=policy, metric=ready.task.judge)
@@ -212,4 +228,5 @@ def test_the_program_of_a_finished_run_answers_as_it_did_when_it_was_trained(tmp
     expected = adapter_folder(folder, adapter_name("reply") if adapters == "per_module" else "default")
     assert set(later.policy.engine.folders.values()) == {expected}
     assert texts(later.policy, trained) == texts(ready.policy, ready.program)
+    assert texts(later.policy, trained)[2:4] == [one.calls[0].text for one in after]
     assert texts(later.policy, trained) != texts(later.policy, ready.program)

@@ -95,6 +95,12 @@ def test_size_of_the_attention_blocks_changes_nothing(monkeypatch, size):
     assert_same(*pair(tiny_llama), tangled_rows())
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_queries_cut_to_share_out_over_threads_change_nothing(monkeypatch, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert_same(*pair(lambda seed: tiny_llama(seed, num_key_value_heads=1)), tangled_rows())
+
+
 def test_rows_longer_than_a_block_see_across_blocks(memory_over):
     rows = long_rows()
     assert sum(len(one.completion_ids) for one in rows) + 300 > 2 * prefix_tree.BLOCK

@@ -15,6 +15,7 @@ from scipy.stats import chisquare
 
 from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
+from mmgrpo.policy import copy_in
 from mmgrpo.policy import sampler as sampler_module
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
 
@@ -361,10 +362,22 @@ def test_saved_adapters_of_modules_answer_for_their_module(tmp_path):
         assert one.ids == generated(policy, request)
 
 
+def test_copy_for_sampling_has_other_weights_and_the_same_rotary_frequencies():
+    model = tiny_llama(tie_word_embeddings=True)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    copied = copy_in(model, torch.bfloat16)
+    assert all(torch.equal(weight, weights[name].bfloat16()) for name, weight in copied.state_dict().items())
+    assert torch.equal(copied.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    assert copied.lm_head.weight is copied.model.embed_tokens.weight
+    for weight in copied.parameters():
+        weight.data.zero_()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
 def test_bf16_sampler_stays_near_the_trainer():
     model = tiny_llama()
     requests = sampled_requests()
-    completions = TreeSampler(copy.deepcopy(model).to(torch.bfloat16), STOPS, 64).generate(requests)
+    completions = TreeSampler(copy_in(model, torch.bfloat16), STOPS, 64).generate(requests)
     rows = [row(asked.prompt_ids, one.ids, asked.temperature) for asked, one in zip(requests, completions, strict=True)]
     with torch.no_grad():
         expected = completion_logprobs(model, rows).numpy()

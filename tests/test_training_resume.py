@@ -6,7 +6,9 @@ import torch
 from tiny_policy import RawAdapter, tiny_policy
 from training_setup import TRAIN, VALID, Pair, compile_, fresh, noise, optimizer, same, weights
 
+from mmgrpo import rollout
 from mmgrpo.errors import UserError
+from mmgrpo.validation import kept_runs
 
 pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
 
@@ -50,6 +52,12 @@ def test_stopped_run_keeps_its_validation_scores_and_its_best(tmp_path):
     assert [entry["step"] for entry in resumed.validation] == [0, 2, 4]
     assert (resumed.validation, resumed.best) == (reference.validation, reference.best)
     assert same(weights(whole), weights(again))
+    kept = {file.name for file in (tmp_path / "parts").glob("validation-*.json")}
+    assert kept == {f"validation-{int(step)}.private.json" for step in {0, reference.best["step"]}}
+    for step in (0, reference.best["step"]):
+        runs = kept_runs(tmp_path / "parts", step)
+        assert rollout.mean_score(runs) == reference.validation[int(step) // 2]["score"]
+        assert runs == kept_runs(tmp_path / "whole", step)
 
 
 def test_run_stopped_before_its_first_checkpoint_starts_anew(tmp_path):

@@ -20,7 +20,7 @@ from mmgrpo.policy.merging import adapter_name
 from mmgrpo.records import Record
 from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory, example_id
-from mmgrpo.validation import best_adapter
+from mmgrpo.validation import best_adapter, kept_runs
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ def trained_program(ready: Study) -> dspy.Module:
         adapter = adapter_name(name) if ready.grpo.adapters == "per_module" else "default"
         predictor.lm = ready.policy.lm().with_weights(folder, adapter)
     return program
+
+
+def validated(ready: Study, record: Record) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Runs on the validation split before training and under the best adapter, as they were scored."""
+    return tuple(kept_runs(ready.training_folder, step) for step in (0, record.notes["best"]["step"]))
 
 
 def _adapter(ready: Study, record: Record) -> Path | None:

@@ -51,6 +51,13 @@ class Trajectory:
         return sum(len(call.completion_ids) for call in self.calls)
 
 
+def from_json(run: dict[str, Any]) -> Trajectory:
+    """A trajectory as it was before `dataclasses.asdict` and JSON; raises KeyError or TypeError where it isn't one."""
+    sequences = ("prompt_ids", "completion_ids", "logprobs")
+    calls = (Call(**call | {name: tuple(call[name]) for name in sequences}) for call in run["calls"])
+    return Trajectory(**run | {"calls": tuple(calls)})
+
+
 def example_id(example: dspy.Example) -> str:
     """A name for an example that reveals nothing of it: 12 hex digits of its inputs' hash."""
     inputs = json.dumps(dict(example.inputs()), sort_keys=True, default=str, ensure_ascii=False)

@@ -5,6 +5,8 @@ Legend of shapes: N query nodes, K keys, H query heads, J key-value heads, E hea
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,9 +55,14 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     query [1, H, N, E], key and value [1, J, K, E], bias [H / J x N, K] added to the scores -> [1, H, N, E].
     """
     _, heads, nodes, size = query.shape
-    folded = query.reshape(1, key.shape[1], -1, size)
-    out = scaled_dot_product_attention(folded, key, value, attn_mask=bias[None, None], scale=scaling)
-    return out.reshape(1, heads, nodes, size)
+    own = key.shape[1]
+    # The backward pass on a CPU gives each thread whole heads: where these don't share out, each head's queries are cut.
+    cuts = math.lcm(own, torch.get_num_threads()) // own
+    cuts = cuts if query.device.type == "cpu" and len(bias) % cuts == 0 else 1
+    folded = query.reshape(own, cuts, -1, size).transpose(0, 1)
+    key, value = (each.expand(cuts, -1, -1, -1) for each in (key, value))
+    out = scaled_dot_product_attention(folded, key, value, attn_mask=bias.unflatten(0, (cuts, 1, -1)), scale=scaling)
+    return out.transpose(0, 1).reshape(1, heads, nodes, size)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,7 +55,8 @@ def table(comparisons: Sequence[Comparison]) -> writers.Table:
     )  # fmt: skip
     caption = (
         "Medians of runs taken in turns, in fp32. Ratio: how many times faster; of growth, memory and throughput: ours "
-        "over the peer's. Gradient error: relative difference of our LoRA gradient and TRL's on the same rows. "
+        "over the peer's. Gradient error: relative difference of our LoRA gradient and TRL's on the same rows, and of each from the "
+        "gradient in fp64. "
         f"Machine: {'; '.join(dict.fromkeys(one.machine for one in comparisons))}."
     )
     return writers.Table("bench", "Speed and memory", caption, shown, numbers, smoke=False)
@@ -131,8 +132,12 @@ def _short(value: float) -> str:
 
 
 def _gradient_error(one: Comparison) -> str:
-    error = one.details.get("gradient_error")
-    return names.MISSING if error is None else f"{error:.1e}"
+    if "gradient_error" not in one.details:
+        return names.MISSING
+    error = f"{one.details['gradient_error']:.1e}"
+    if "rounding" not in one.details:
+        return error
+    return f"{error} (off fp64: ours {one.details['rounding']:.1e}, theirs {one.details['peer_rounding']:.1e})"
 
 
 def _colour(one: Comparison) -> tuple[float, float, float]:
