@@ -46,8 +46,14 @@ def study(strategy: str) -> Study:
     return Study(cell, small, dataclasses.replace(task, judge=judge), splits, tiny_policy(), program)
 
 
-@pytest.mark.parametrize("strategy", ["prompt_optimization", "module_grpo"])
-def test_nothing_that_a_run_writes_has_private_text_but_the_owners_program(tmp_path, monkeypatch, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "owners"),
+    [
+        ("prompt_optimization", {"program.private.json"}),
+        ("module_grpo", {"program.private.json", "validation-0.private.json"}),
+    ],
+)
+def test_nothing_that_a_run_writes_has_private_text_but_the_owners_files(tmp_path, monkeypatch, strategy, owners):
     monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path))
     ready = study(strategy)
     with dspy.context(adapter=RawAdapter()):
@@ -60,8 +66,8 @@ def test_nothing_that_a_run_writes_has_private_text_but_the_owners_program(tmp_p
         elif any(name.encode() in file.read_bytes() for name in (*NAMES, "Query 0", "Query 1")):
             found.append(file)
     assert found == []
-    assert [file.name for file in private] == ["program.private.json"]
-    assert stat.S_IMODE(private[0].stat().st_mode) == 0o600
+    assert {file.name for file in private} == owners
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in private)
 
 
 @pytest.mark.parametrize("strategy", ["prompt_optimization", "gepa"])
