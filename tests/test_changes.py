@@ -181,7 +181,7 @@ def test_an_adapter_that_is_gone_is_named(tmp_path, monkeypatch, strategy, notes
     assert str(ready.training_folder / folder) in str(caught.value) and "delete" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, "", "[{}]", '[{"calls": [{}]}]'])
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", "[{}]", '[{"calls": [{}]}]'])
 def test_validation_runs_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch, content):
     monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path))
     ready = study("module_grpo")
@@ -192,6 +192,12 @@ def test_validation_runs_that_are_gone_or_damaged_are_named(tmp_path, monkeypatc
     with pytest.raises(UserError) as caught:
         changes.validated(ready, record(notes={"best": {"step": 3.0, "score": 0.5}}))
     assert str(file) in str(caught.value) and "delete" in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["prompt_optimization", "fast_slow"])
+def test_a_strategy_without_one_training_keeps_no_validation_runs(strategy):
+    with pytest.raises(UserError, match="keeps no validation runs"):
+        changes.validated(study(strategy), record(notes={}))
 
 
 def rising():

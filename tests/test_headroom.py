@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import pytest
 from factories import runs
 from test_show import study
 
 from mmgrpo import headroom, paths
+from mmgrpo.errors import UserError
 from mmgrpo.hashing import sha256_of
 
 
@@ -43,6 +45,12 @@ def test_every_embedded_task_has_headroom_and_a_signal():
     for each in kept.values():
         assert each.chance < each.vanilla < each.oracle - 4 * each.standard_error
         assert each.informative > 0.5 and min(each.parsed.values()) > 0.8
+
+
+def test_numbers_of_a_smoke_profile_are_not_kept(tmp_path):
+    with pytest.raises(UserError, match="smoke is a smoke profile"):
+        headroom.keep(headroom.kept(), "smoke", tmp_path / "headroom.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_kept_is_read_as_it_was_written(tmp_path):

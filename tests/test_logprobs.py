@@ -9,7 +9,7 @@ import torch
 from factories import random_ids, row, tiny_llama, tiny_mistral, tiny_qwen3, with_lora
 from torch.nn.attention import flex_attention as flex
 
-from mmgrpo import prefix_tree, tree_attention
+from mmgrpo import prefix_tree, tree_attention, tree_blocks
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.tree_attention import use_tree_attention
 from mmgrpo.tree_blocks import TreeBlocks
@@ -95,10 +95,18 @@ def test_size_of_the_attention_blocks_changes_nothing(monkeypatch, size):
     assert_same(*pair(tiny_llama), tangled_rows())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_queries_cut_to_share_out_over_threads_change_nothing(monkeypatch, threads):
+@pytest.mark.parametrize(("threads", "heads", "cuts"), [(1, 1, 1), (2, 1, 2), (3, 1, 1), (4, 2, 2)])
+def test_queries_cut_to_share_out_over_threads_change_nothing(monkeypatch, threads, heads, cuts):
+    seen, attention = set(), tree_blocks.scaled_dot_product_attention
+
+    def watched(query, *others, **options):
+        seen.add(len(query))
+        return attention(query, *others, **options)
+
+    monkeypatch.setattr(tree_blocks, "scaled_dot_product_attention", watched)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert_same(*pair(lambda seed: tiny_llama(seed, num_key_value_heads=1)), tangled_rows())
+    assert_same(*pair(lambda seed: tiny_llama(seed, num_key_value_heads=heads)), tangled_rows())
+    assert seen == {cuts}  # 188 queries of a head can't be cut in three
 
 
 def test_rows_longer_than_a_block_see_across_blocks(memory_over):

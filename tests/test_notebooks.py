@@ -22,7 +22,7 @@ PARAMETERS = dict.fromkeys(NOTEBOOK_OF.values(), CELL) | {
     "12_learning.ipynb": ["profile", "task", "model", "strategy", "seed", "shown"],
 }
 THE_READERS_OWN = {"00_quickstart.ipynb": {"PlantCare", "__init__", "forward", "metric"}}  # a program and its metric
-MAX_LINES = 25  # of a code cell
+MAX_LINES = 20  # of a code cell
 MAX_CODE = 150  # lines of code in a notebook
 MAX_BYTES = 300_000  # of a notebook with its outputs
 ABSOLUTE = re.compile(r"(?<![\w.:/<])/(?:home|root|tmp|Users|work|usr|opt|mnt|var|private)/|\b[A-Z]:\\\\")

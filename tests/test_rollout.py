@@ -2,6 +2,7 @@
 
 import math
 import threading
+from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -264,6 +265,19 @@ def test_numbers_of_numpy_are_rewards_too():
 
     assert run(Ask(), metric=lambda *_: np.float32(0.5))[0].reward == 0.5
     assert run(Ask(), metric=lambda *_: np.int64(2))[0].reward == 2.0
+
+
+@pytest.mark.parametrize("details", [{"recall": math.nan}, {"recall": "half"}, [0.5], None])
+def test_parts_of_a_reward_that_are_no_numbers_are_refused(details):
+    with pytest.raises(UserError, match="they are finite numbers by name"):
+        run(Ask(), metric=lambda *_: SimpleNamespace(score=0.5, details=details))
+
+
+def test_parts_of_a_reward_are_kept_as_plain_numbers():
+    import numpy as np
+
+    (first, *_) = run(Ask(), metric=lambda *_: SimpleNamespace(score=0.5, details={"recall": np.float32(0.25)}))
+    assert first.details == {"recall": 0.25} and type(first.details["recall"]) is float
 
 
 class Brittle(Ask):

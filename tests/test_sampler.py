@@ -12,6 +12,7 @@ import pytest
 import torch
 from factories import random_ids, row, shake, tiny_llama, tiny_mistral, tiny_qwen3, with_lora
 from scipy.stats import chisquare
+from tiny_policy import tiny_policy
 
 from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
@@ -372,6 +373,10 @@ def test_copy_for_sampling_has_other_weights_and_the_same_rotary_frequencies():
     for weight in copied.parameters():
         weight.data.zero_()
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_policy_samples_with_the_rotary_frequencies_that_it_trains_with():
+    assert tiny_policy(precision="bf16").sampler.model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_bf16_sampler_stays_near_the_trainer():

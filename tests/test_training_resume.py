@@ -60,6 +60,14 @@ def test_stopped_run_keeps_its_validation_scores_and_its_best(tmp_path):
         assert runs == kept_runs(tmp_path / "whole", step)
 
 
+def test_only_the_runs_of_the_first_and_of_the_best_validation_stay(tmp_path):
+    asked = iter(range(1000))
+    how = optimizer(lambda *judged: next(asked) / 1000, folder=tmp_path, steps=4, validate_every=2)
+    assert compile_(tiny_policy(), how, valset=VALID).training_log.best["step"] == 4
+    kept = {file.name for file in tmp_path.glob("validation-*")}
+    assert kept == {"validation-0.private.json", "validation-4.private.json"}
+
+
 def test_run_stopped_before_its_first_checkpoint_starts_anew(tmp_path):
     whole, again = tiny_policy(), tiny_policy()
     compile_(whole, optimizer(), valset=VALID)

@@ -73,8 +73,15 @@ def trained_program(ready: Study) -> dspy.Module:
 
 
 def validated(ready: Study, record: Record) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Runs on the validation split before training and under the best adapter, as they were scored."""
-    return tuple(kept_runs(ready.training_folder, step) for step in (0, record.notes["best"]["step"]))
+    """Runs on the validation split before training and under the best adapter, as they were scored.
+
+    Raises UserError where the cell's strategy is not one training, or the runs are gone.
+    """
+    if "best" not in record.notes:
+        raise UserError(
+            f"{ready.cell.name} keeps no validation runs: evaluate its programs, before and after, instead."
+        )
+    return kept_runs(ready.training_folder, 0), kept_runs(ready.training_folder, record.notes["best"]["step"])
 
 
 def _adapter(ready: Study, record: Record) -> Path | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgrpo import paths, records, rollout
+from mmgrpo import paths, profiles, records, rollout
+from mmgrpo.errors import UserError
 from mmgrpo.hashing import sha256_of
 from mmgrpo.policy.merging import WEIGHTS
 from mmgrpo.study import Study
@@ -60,7 +61,12 @@ def measure(ready: Study, *, inputs: int, rollouts: int = 6) -> Headroom:
 
 
 def keep(measured: Sequence[Headroom], profile: str, file: Path = FILE) -> Path:
-    """Write what was measured of the embedded policy, with the hash of the adapter that it is true of."""
+    """Write what was measured of the embedded policy, with the hash of the adapter that it is true of.
+
+    Raises UserError for a smoke profile.
+    """
+    if profiles.load(profile).smoke:
+        raise UserError(f"{profile} is a smoke profile, whose numbers mean nothing: keep those of another one.")
     policy = sha256_of(paths.POSTTRAINED_ADAPTER / WEIGHTS)
     return records.write_json(
         {"profile": profile, "adapter": policy, "tasks": [asdict(each) for each in measured]}, file

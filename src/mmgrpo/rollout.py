@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ def _run_one(
         else:
             try:
                 judged = metric(job.example, prediction, None)
-                reward, details = _number(judged), getattr(judged, "details", {})
+                reward, details = _number(judged), _parts(judged)
             except UserError:
                 raise
             except Exception as raised:  # likewise the metric's
@@ -199,6 +199,19 @@ def _number(value: Any) -> float:
             f"The metric returned {value!r}: a reward is a finite number, such as float(prediction.answer == example.answer)."
         )
     return float(value)
+
+
+def _parts(value: Any) -> dict[str, float]:
+    """The parts of a reward that a metric tells, as plain numbers."""
+    parts = getattr(value, "details", {})
+    numbers = isinstance(parts, Mapping) and all(
+        isinstance(part, Real) and math.isfinite(part) for part in parts.values()
+    )
+    if not numbers:
+        raise UserError(
+            f"The metric's `details` are {parts!r}: they are finite numbers by name, such as {{'recall': 0.5}}."
+        )
+    return {str(name): float(part) for name, part in parts.items()}
 
 
 def _sentence(error: BaseException) -> str:

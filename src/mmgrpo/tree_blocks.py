@@ -56,7 +56,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     """
     _, heads, nodes, size = query.shape
     own = key.shape[1]
-    # The backward pass on a CPU gives each thread whole heads: where these don't share out, each head's queries are cut.
+    # On a CPU the backward pass gives each thread whole heads: where they don't share out, each head's queries are cut.
     cuts = math.lcm(own, torch.get_num_threads()) // own
     cuts = cuts if query.device.type == "cpu" and len(bias) % cuts == 0 else 1
     folded = query.reshape(own, cuts, -1, size).transpose(0, 1)

@@ -37,10 +37,14 @@ def kept_runs(folder: Path, step: float) -> list[Trajectory]:
     """
     file = _runs(folder, step)
     try:
-        return [from_json(run) for run in json.loads(file.read_text(encoding="utf-8"))]
+        runs = [from_json(run) for run in json.loads(file.read_text(encoding="utf-8"))]
+        if not runs:
+            raise ValueError("no runs")
+        return runs
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is missing or damaged ({error}): delete {folder} and its record, and run again."
+            f"{file} is missing or damaged ({error}): delete {folder} and, of a cell of the study, the record.json "
+            "beside it, and run again."
         ) from None
 
 

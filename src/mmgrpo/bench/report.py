@@ -55,8 +55,8 @@ def table(comparisons: Sequence[Comparison]) -> writers.Table:
     )  # fmt: skip
     caption = (
         "Medians of runs taken in turns, in fp32. Ratio: how many times faster; of growth, memory and throughput: ours "
-        "over the peer's. Gradient error: relative difference of our LoRA gradient and TRL's on the same rows, and of each from the "
-        "gradient in fp64. "
+        "over the peer's. Gradient error: relative difference of our LoRA gradient and TRL's on the same rows, and of each "
+        "from ours at weights and products in fp64. "
         f"Machine: {'; '.join(dict.fromkeys(one.machine for one in comparisons))}."
     )
     return writers.Table("bench", "Speed and memory", caption, shown, numbers, smoke=False)

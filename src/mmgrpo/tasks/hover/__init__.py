@@ -1,4 +1,4 @@
-"""HoVer, 4 hops: find all documents that a claim rests on, two modules called at every hop, Recall@100.
+"""HoVer, 4 hops: find all documents that a claim rests on, two modules called at every hop after the first, Recall@100.
 
 Real data: claims with 4 gold documents (Jiang et al. 2020, CC-BY-SA-4.0), searched for in the 2017 Wikipedia abstracts.
 Embedded: claims of 2 to 4 hops over a fictional encyclopedia that is made from a seed (`encyclopedia.py`).
