@@ -4,6 +4,8 @@ before the step. On a GPU, the peak of the allocator instead.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import threading
 from collections.abc import Callable
@@ -52,6 +54,7 @@ def added_at_peak(action: Callable[[], None]) -> int:
         before = torch.cuda.memory_allocated()
         action()
         return torch.cuda.max_memory_allocated() - before
+    _return_free_memory()
     process, over = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
 
@@ -68,6 +71,13 @@ def added_at_peak(action: Callable[[], None]) -> int:
         over.set()
         watcher.join()
     return max(peak, process.memory_info().rss) - before
+
+
+def _return_free_memory() -> None:
+    """Give freed memory back to the system, where the C library can: `action` would reuse it and seem to need less."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _in_new_process(function: Callable, *arguments) -> float:
