@@ -49,37 +49,12 @@ def completion_logprobs(
 
 def _select(logits: Tensor, place: Tensor, targets: Tensor, temperatures: Tensor) -> Tensor:
     """log softmax(logits[place] / temperature)[target], normalising each distinct (node, temperature) once."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    out = torch.empty(len(targets), dtype=wide, device=logits.device)
-    for temperature in temperatures.unique().tolist():
+    out = torch.empty(len(targets), device=logits.device)
+    for temperature in temperatures.unique():
         chosen = (temperatures == temperature).nonzero().squeeze(1)
-        out = out.index_put((chosen,), _Selected.apply(logits, place[chosen], targets[chosen], temperature))
+        logprobs = (logits.float() / temperature).log_softmax(-1)
+        out = out.index_put((chosen,), logprobs[place[chosen], targets[chosen]])
     return out
-
-
-class _Selected(torch.autograd.Function):
-    """logits [M, V], place and targets [C] -> log softmax(logits[place] / temperature)[target] [C].
-
-    Its backward pass makes one tensor of the size of the logits, where autograd's makes four at the moment when most
-    memory is taken.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, place: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        normaliser = scaled.logsumexp(-1)
-        ctx.save_for_backward(logits, normaliser, place, targets)
-        ctx.temperature = temperature
-        return scaled[place, targets] - normaliser[place]
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        logits, normaliser, place, targets = ctx.saved_tensors
-        of_node = torch.zeros_like(normaliser).index_add_(0, place, gradient)
-        out = logits.to(normaliser.dtype) / ctx.temperature
-        out.sub_(normaliser[:, None]).exp_().mul_(-of_node[:, None])  # the softmax, as often as the node was selected
-        out.index_put_((place, targets), gradient, accumulate=True)
-        return out.div_(ctx.temperature).to(logits.dtype), None, None, None
 
 
 def _alone(model, row, ids: Sequence[int]) -> Tensor:

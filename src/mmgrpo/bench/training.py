@@ -4,7 +4,7 @@ Ours is `RowTrainer.training_step`. TRL's is `GRPOTrainer._compute_loss` with th
 makes them: prompts padded on the left, completions on the right, as many rows a pass as the token budget holds. Both
 compute in fp32 and without a KL term, ours with what it recomputes on a CPU (`recomputation.py`) and TRL's without
 gradient checkpointing. Their gradients are compared, and in the first benchmark each with ours at weights and products in
-fp64 (norms stay in fp32), which says whose rounding a difference is.
+fp64 (norms and log-probabilities stay in fp32), which says whose rounding a difference is.
 TRL 1.16 computes logits at all positions on a CPU (on a GPU, only at those of the completions).
 """
 
