@@ -3,6 +3,7 @@
 import dataclasses
 
 import dspy
+import numpy as np
 import pytest
 from factories import call
 from record_factory import record
@@ -182,22 +183,27 @@ def test_an_adapter_that_is_gone_is_named(tmp_path, monkeypatch, strategy, notes
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", "[{}]", '[{"calls": [{}]}]'])
-def test_validation_runs_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch, content):
+@pytest.mark.parametrize(
+    ("kept", "name"),
+    [(changes.validated, "validation-0.private.json"), (changes.sampled, "rollouts-0.private.json")],
+)
+def test_runs_that_are_gone_or_damaged_are_named(tmp_path, monkeypatch, kept, name, content):
     monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path))
     ready = study("module_grpo")
-    file = ready.training_folder / "validation-0.private.json"
+    file = ready.training_folder / name
     if content is not None:
         file.parent.mkdir(parents=True)
         file.write_text(content)
     with pytest.raises(UserError) as caught:
-        changes.validated(ready, record(notes={"best": {"step": 3.0, "score": 0.5}}))
+        kept(ready, record(notes={"best": {"step": 3.0, "score": 0.5}}))
     assert str(file) in str(caught.value) and "delete" in str(caught.value)
 
 
 @pytest.mark.parametrize("strategy", ["prompt_optimization", "fast_slow"])
-def test_a_strategy_without_one_training_keeps_no_validation_runs(strategy):
-    with pytest.raises(UserError, match="keeps no validation runs"):
-        changes.validated(study(strategy), record(notes={}))
+@pytest.mark.parametrize("kept", [changes.sampled, changes.validated])
+def test_a_strategy_without_one_training_keeps_no_runs(strategy, kept):
+    with pytest.raises(UserError, match="keeps no runs"):
+        kept(study(strategy), record(notes={}))
 
 
 def rising():
@@ -222,6 +228,9 @@ def test_the_program_of_a_finished_run_answers_as_it_did_when_it_was_trained(tmp
     before, after = changes.validated(ready, left_behind)
     scored = [rollout.mean_score(runs) for runs in (before, after)]
     assert scored == [entry["score"] for entry in left_behind.validation]
+    trained_on = changes.sampled(ready, left_behind)
+    assert np.mean([run.reward for run in trained_on]) == pytest.approx(left_behind.curve[0]["reward"])
+    assert sum(run.tokens for run in trained_on) == left_behind.curve[0]["completion_tokens"]
 
     def texts(policy, program) -> list[str]:
         runs = rollout.evaluate(program, QUESTIONS, policy=policy, metric=ready.task.judge)

@@ -102,10 +102,10 @@ def test_calls_of_a_paid_api_are_counted_by_hand(monkeypatch):
     paid(monkeypatch)
     todo = expand("smoke", strategies=("vanilla", "module_grpo"))
     found = rows(todo)
-    assert found["smollm2-135m", "vanilla"]["API calls"] == 8 * 3  # the test split
-    # 2 steps of 2 x 2 runs, validation before the first and after the last on 4, and the test split
-    assert found["smollm2-135m", "module_grpo"]["API calls"] == (8 + 2 * 4 + 8) * 3
-    assert found["", ""]["dollars"] == pytest.approx(0.24 + 0.72)
+    assert found["smollm2-135m", "vanilla"]["API calls"] == 4 * 3  # the test split
+    # 2 steps of 1 x 4 runs, validation before the first and after the last on 4, and the test split
+    assert found["smollm2-135m", "module_grpo"]["API calls"] == (8 + 2 * 4 + 4) * 3
+    assert found["", ""]["dollars"] == pytest.approx(0.12 + 0.60)
 
 
 def test_what_is_missing_is_said(monkeypatch):

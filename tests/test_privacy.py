@@ -50,7 +50,7 @@ def study(strategy: str) -> Study:
     ("strategy", "owners"),
     [
         ("prompt_optimization", {"program.private.json"}),
-        ("module_grpo", {"program.private.json", "validation-0.private.json"}),
+        ("module_grpo", {"program.private.json", "rollouts-0.private.json", "validation-0.private.json"}),
     ],
 )
 def test_nothing_that_a_run_writes_has_private_text_but_the_owners_files(tmp_path, monkeypatch, strategy, owners):

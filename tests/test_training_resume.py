@@ -6,9 +6,8 @@ import torch
 from tiny_policy import RawAdapter, tiny_policy
 from training_setup import TRAIN, VALID, Pair, compile_, fresh, noise, optimizer, same, weights
 
-from mmgrpo import rollout
+from mmgrpo import kept_runs, rollout
 from mmgrpo.errors import UserError
-from mmgrpo.validation import kept_runs
 
 pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
 
@@ -54,10 +53,12 @@ def test_stopped_run_keeps_its_validation_scores_and_its_best(tmp_path):
     assert same(weights(whole), weights(again))
     kept = {file.name for file in (tmp_path / "parts").glob("validation-*.json")}
     assert kept == {f"validation-{int(step)}.private.json" for step in {0, reference.best["step"]}}
+    sampled = [kept_runs.read(kept_runs.sampled(tmp_path / folder)) for folder in ("parts", "whole")]
+    assert sampled[0] == sampled[1] and len(sampled[0]) == reference.curve[0]["rollouts"]
     for step in (0, reference.best["step"]):
-        runs = kept_runs(tmp_path / "parts", step)
+        runs = kept_runs.read(kept_runs.validated(tmp_path / "parts", step))
         assert rollout.mean_score(runs) == reference.validation[int(step) // 2]["score"]
-        assert runs == kept_runs(tmp_path / "whole", step)
+        assert runs == kept_runs.read(kept_runs.validated(tmp_path / "whole", step))
 
 
 def test_only_the_runs_of_the_first_and_of_the_best_validation_stay(tmp_path):

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import dspy
 
-from mmgrpo import checkpoints, rollout, strategies, study
+from mmgrpo import checkpoints, kept_runs, rollout, strategies, study
 from mmgrpo.errors import UserError
 from mmgrpo.policy.merging import adapter_name
 from mmgrpo.records import Record
 from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory, example_id
-from mmgrpo.validation import best_adapter, kept_runs
+from mmgrpo.validation import best_adapter
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,28 @@ def trained_program(ready: Study) -> dspy.Module:
     return program
 
 
+def sampled(ready: Study, record: Record) -> list[Trajectory]:
+    """The rollouts of the first training step, as they were trained on.
+
+    Raises UserError where the cell's strategy is not one training, or the runs are gone.
+    """
+    _needs_training(ready, record)
+    return kept_runs.read(kept_runs.sampled(ready.training_folder))
+
+
 def validated(ready: Study, record: Record) -> tuple[list[Trajectory], list[Trajectory]]:
     """Runs on the validation split before training and under the best adapter, as they were scored.
 
     Raises UserError where the cell's strategy is not one training, or the runs are gone.
     """
+    _needs_training(ready, record)
+    before, after = (kept_runs.validated(ready.training_folder, step) for step in (0, record.notes["best"]["step"]))
+    return kept_runs.read(before), kept_runs.read(after)
+
+
+def _needs_training(ready: Study, record: Record) -> None:
     if "best" not in record.notes:
-        raise UserError(
-            f"{ready.cell.name} keeps no validation runs: evaluate its programs, before and after, instead."
-        )
-    return kept_runs(ready.training_folder, 0), kept_runs(ready.training_folder, record.notes["best"]["step"])
+        raise UserError(f"{ready.cell.name} keeps no runs: evaluate its programs, before and after, instead.")
 
 
 def _adapter(ready: Study, record: Record) -> Path | None:

@@ -17,7 +17,7 @@ import numpy as np
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from mmgrpo import checkpoints, distributed, rollout
+from mmgrpo import checkpoints, distributed, kept_runs, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
 from mmgrpo.objective import rows_of
@@ -158,6 +158,8 @@ class TrainingRun:
                 f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
                 "forward has to call its own predictors, by their attributes."
             )
+        if step == 0 and distributed.is_first():
+            kept_runs.write(trajectories, kept_runs.sampled(self.folder))
         grouping = self._group(trajectories, step)
         if grouping.groups and distributed.is_first():
             write_json(outline(step, trajectories, grouping.groups), self._outline)

@@ -7,54 +7,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
-from mmgrpo import distributed, rollout
-from mmgrpo.errors import UserError
+from mmgrpo import distributed, kept_runs, rollout
 from mmgrpo.records import write_json
-from mmgrpo.trajectory import Trajectory, from_json
 
 if TYPE_CHECKING:
     from mmgrpo.training_run import TrainingRun
 
 BEST = "best"  # adapters that are kept for their validation score
-RUNS = "validation"  # files of the runs that were scored
 
 
 def best_adapter(folder: Path, step: float) -> Path:
     """Where the adapter of the best step lies, as long as no better one is found."""
     return folder / f"{BEST}-{int(step)}"
-
-
-def kept_runs(folder: Path, step: float) -> list[Trajectory]:
-    """The validation runs of step 0 or of the best step, in the order of the validation set.
-
-    Raises UserError where they are gone.
-    """
-    file = _runs(folder, step)
-    try:
-        runs = [from_json(run) for run in json.loads(file.read_text(encoding="utf-8"))]
-        if not runs:
-            raise ValueError("no runs")
-        return runs
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is missing or damaged ({error}): delete {folder} and, of a cell of the study, the record.json "
-            "beside it, and run again."
-        ) from None
-
-
-def _runs(folder: Path, step: float) -> Path:
-    return folder / f"{RUNS}-{int(step)}.private.json"
-
-
-def _kept(run: Trajectory) -> dict[str, Any]:
-    """A run for a file, without log-probabilities: nothing is trained on it, and JSON has no NaN."""
-    return asdict(replace(run, calls=tuple(replace(call, logprobs=()) for call in run.calls)))
 
 
 class Validation(TrainerCallback):
@@ -114,11 +84,11 @@ class Validation(TrainerCallback):
             self.best = entry
         if distributed.is_first():
             if self.best == entry or step == 0:
-                write_json([_kept(one) for one in scored], _runs(run.folder, step), private=True)
+                kept_runs.write(scored, kept_runs.validated(run.folder, step))
             write_json({"scores": self.scores, "best": self.best}, self.file)
             for older in run.folder.glob(f"{BEST}-*"):  # now that none is named any more
                 if older != best_adapter(run.folder, self.best["step"]):
                     shutil.rmtree(older)
-            for older in run.folder.glob(f"{RUNS}-*.private.json"):
-                if older not in (_runs(run.folder, 0), _runs(run.folder, self.best["step"])):
+            for older in run.folder.glob(kept_runs.VALIDATED):
+                if older not in (kept_runs.validated(run.folder, step) for step in (0, self.best["step"])):
                     older.unlink()
