@@ -50,6 +50,13 @@ def test_published_gains_are_those_that_the_paper_claims(claim, percent):
     assert pairs == 6
 
 
+def test_neither_mmgrpo_nor_miprov2_dominates_in_the_paper():
+    both = Claim("module_grpo", "prompt_optimization")
+    rows = published.results().query("strategy == 'module_grpo'")
+    gains = [claims.published_gain(both, row.task, row.model)[0] for row in rows.itertuples()]
+    assert (sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), len(gains)) == (3, 2, 6)
+
+
 def test_every_published_number_names_its_source():
     assert published.results()["source"].str.startswith("arXiv 2508.04660 v2, ").all()
     assert published.results().query("strategy == 'trajectory_grpo'")["mean"].tolist() == [75.3]
