@@ -164,6 +164,19 @@ def test_cost_is_the_mean_over_seeds():
     assert found["Seeds"] == "2"
 
 
+def test_cost_has_the_budget_of_rollouts_and_calls():
+    trained = record(strategy="module_grpo", curve=curve([0.1, 0.2], rollouts=48.0), tokens={"prompt": 9, "calls": 340})
+    before = {"seconds": {"optimize": 1.0}, "tokens": {"calls": 500}}
+    composed = dataclasses.replace(trained, strategy="composition", notes={"prompt_optimization": before})
+    prompts = record(strategy="prompt_optimization", tokens={"prompt": 9, "calls": 500})
+    shown = tables.cost([trained, composed, prompts]).shown.set_index("Strategy")[["Rollouts", "Policy calls"]]
+    assert shown.T.to_dict("list") == {
+        "MIPROv2": [names.MISSING, "500"],
+        "mmGRPO (module)": ["96", "340"],
+        "BetterTogether(PO, mmGRPO)": ["96", "840"],
+    }
+
+
 def test_cost_names_the_published_hours_and_their_hardware():
     assert tables.cost([record(strategy="module_grpo")]).shown["Published, h"].tolist() == ["18.7 on 2 x H100"]
     assert tables.cost([record()]).shown["Published, h"].tolist() == [names.MISSING]

@@ -60,7 +60,8 @@ def runs(records: Sequence[Record]) -> pd.DataFrame:
     """One row a run: score in points, counts of outcomes, hours by stage and in all, tokens, paid APIs, memory in GB.
 
     `hours_before` is what the optimization took that the run starts from (a composition's prompts), NaN where it
-    starts from nothing. It counts in `hours`, as do the tokens and API calls of that earlier run.
+    starts from nothing. It counts in `hours`, as do the tokens and calls of that earlier run. `rollouts` are the runs that
+    training sampled, NaN where nothing was trained.
     """
     rows = []
     for record in records:
@@ -74,6 +75,7 @@ def runs(records: Sequence[Record]) -> pd.DataFrame:
             | {outcome: outcomes[outcome] for outcome in OUTCOMES}
             | {f"hours_{stage}": seconds / 3600 for stage, seconds in record.seconds.items()}
             | {"hours_before": before / 3600, "hours": np.nansum([before, *record.seconds.values()]) / 3600}
+            | {"rollouts": sum(step.get("rollouts", np.nan) for step in record.curve) if record.curve else np.nan}
             | {f"tokens_{kind}": tokens[kind] for kind in record.tokens}
             | _paid(note.get("spending") for note in (record.notes, *earlier))
             | {"peak_memory_gb": record.peak_memory_gb, "smoke": record.smoke}

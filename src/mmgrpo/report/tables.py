@@ -26,6 +26,7 @@ TOKENS = {
     "tokens_completion": "Completion, k tokens",
     "tokens_trained": "Trained, k tokens",
 }
+BUDGET = {"rollouts": "Rollouts", "tokens_calls": "Policy calls"}
 APIS = {"api_calls": "API calls", "api_dollars": "API, $"}
 ONE_SEED = " One seed has no deviation, and its interval covers the choice of test examples only."
 
@@ -94,16 +95,16 @@ def agreement(records: Sequence[Record], committed: Sequence[Record], *, seed: i
 def cost(records: Sequence[Record]) -> Table:
     """What a run takes: hours, tokens, paid APIs and memory, means over seeds."""
     runs = frames.runs(records)
-    columns = [name for name in (*STAGES, *TOKENS) if name in runs and runs[name].notna().any()]
+    columns = [name for name in (*STAGES, *BUDGET, *TOKENS) if name in runs and runs[name].notna().any()]
     numbers = runs.groupby(frames.CELL)[[*columns, *APIS, "peak_memory_gb"]].mean().reset_index()
     numbers = numbers.merge(runs.groupby(frames.CELL).size().rename("seeds").reset_index(), on=frames.CELL)
     paper = published.cost().rename(columns={"hours": "published_hours", "hardware": "published_hardware"})
     numbers = _in_order(numbers.merge(paper, on="strategy", how="left"))
     shown = _heads(numbers)
-    for name, head in (STAGES | TOKENS).items():
-        if name in numbers:
-            unit = 1000 if name in TOKENS else 1
-            shown[head] = [number(value / unit, 1 if name in TOKENS else 2) for value in numbers[name]]
+    for heads, unit, digits in ((STAGES, 1, 2), (BUDGET, 1, 0), (TOKENS, 1000, 1)):
+        for name, head in heads.items():
+            if name in numbers:
+                shown[head] = [number(value / unit, digits) for value in numbers[name]]
     for name, head in APIS.items():
         shown[head] = [number(value, 4 if name == "api_dollars" else 1) for value in numbers[name]]
     shown["Peak memory, GB"] = [number(value) for value in numbers["peak_memory_gb"]]
@@ -115,7 +116,9 @@ def cost(records: Sequence[Record]) -> Table:
     caption = (
         "Wall-clock hours, thousands of tokens, paid APIs and peak memory of one run, means over seeds; "
         f"machine: {_machines(records)}. A run that starts from optimized prompts pays for them too: "
-        "its hours in all, its tokens and its API calls include that earlier run. "
+        "its hours in all, its tokens and its calls include that earlier run. "
+        "Rollouts: program runs that training sampled. Policy calls: all that were made of the policy, those of validation "
+        "and test included. "
         f"API calls answered from the cache cost nothing and don't count; {names.MISSING}: the task asks no API, or the "
         "number or its price isn't known. "
         "The published hours are the paper's means over its tasks and 8B models."
