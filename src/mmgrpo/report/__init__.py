@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmgrpo import paths
 from mmgrpo.records import Record, read_all
-from mmgrpo.report import claims, evidence, figures, frames, names, readme, settings_table, tables, writers
+from mmgrpo.report import ablations, claims, evidence, figures, frames, names, readme, settings_table, tables, writers
 from mmgrpo.report.writers import Table
 
 
@@ -30,7 +30,8 @@ def build_committed(folder: Path) -> list[Path]:
     files = []
     for source, records in evidence.studies().items():
         frames.check(records)
-        files += _write([tables.scores((), records)], records, folder / evidence.FOLDERS[source])
+        compared = [tables.scores((), records), ablations.build(source)]
+        files += _write(compared, records, folder / evidence.FOLDERS[source])
     return files
 
 
