@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from mmgrpo.report import claims, evidence, frames, names, statistics
 from mmgrpo.report.claims import Claim
+from mmgrpo.report.frames import Cell
 from mmgrpo.report.writers import Table, count, estimate
 
 
@@ -36,7 +38,9 @@ CAPTION = (
 
 def build(source: str, *, seed: int = 0) -> Table | None:
     """The committed ablations on rows of `source`; None where none is committed. `seed` is that of the bootstrap."""
-    numbers = pd.DataFrame([row for ablation in ABLATIONS for row in _rows(ablation, source, seed)])
+    used = {name for ablation in ABLATIONS for name in (ablation.new, ablation.base)}
+    cells = {name: frames.cells(evidence.read(source, name)) for name in used}
+    numbers = pd.DataFrame([row for ablation in ABLATIONS for row in _rows(ablation, cells, seed)])
     if numbers.empty:
         return None
     shown = pd.DataFrame({
@@ -53,11 +57,12 @@ def build(source: str, *, seed: int = 0) -> Table | None:
     return Table("table_ablations", "Choices of the method", CAPTION, shown, numbers, smoke=False)
 
 
-def _rows(ablation: Ablation, source: str, seed: int) -> list[dict]:
+def _rows(ablation: Ablation, cells: Mapping[str, Mapping[tuple[str, str, str], Cell]], seed: int) -> list[dict]:
+    """A row a task and model that both profiles have; `cells` are those of each profile."""
     sides = {
         (task, model, side): cell
-        for side in ("new", "base")
-        for (task, model, strategy), cell in frames.cells(evidence.read(source, getattr(ablation, side))).items()
+        for side, profile in (("new", ablation.new), ("base", ablation.base))
+        for (task, model, strategy), cell in cells[profile].items()
         if strategy == ablation.strategy
     }
     rows = []
