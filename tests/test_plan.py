@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import constants
 from record_factory import record
 
-from mmgrpo import cells, plan, policy, profiles, records, tasks
+from mmgrpo import cells, paths, plan, policy, profiles, records, tasks
 from mmgrpo.tasks import Api
 
 QWEN, LLAMA = "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B-Instruct"
@@ -72,6 +72,19 @@ def test_records_of_this_machine_come_before_the_paper():
     assert (row["cells"], row["to run"], row["hours each"], row["from"]) == (3, 2, 3.0, "measured")
     assert row["GPU hours"] == 2 * 3.0  # measured on the one GPU that a cell takes
     assert plan.survey(todo).finished == {done}
+
+
+def test_before_the_first_run_here_the_committed_runs_say_how_long_it_takes(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "EVIDENCE", tmp_path / "evidence")
+    (cell,) = expand("laptop", strategies=("vanilla",))
+    assert plan.survey([cell]).expected(cell) == (plan.GUESS_SECONDS["vanilla"], "guess")
+    for source, seconds in (("embedded", (60.0, 80.0)), ("real", (300.0,))):
+        for seed, one in enumerate(seconds):
+            file = paths.EVIDENCE / source / cell.folder.relative_to(paths.results()).with_name(f"seed-{seed}")
+            records.write(record(seconds={"optimize": 0.0, "evaluate": one}), file / "record.json")
+    assert plan.survey([cell]).expected(cell) == (70.0, "committed")
+    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path))
+    assert plan.survey([cell]).expected(cell) == (300.0, "committed")
 
 
 def test_outdated_and_damaged_records_are_to_run_and_nothing_is_moved():

@@ -1,8 +1,9 @@
 """What a grid will take, before anything starts: hours, GPUs, API calls, downloads, disk, and what is missing here.
 
-Hours come from this machine's records of the same profile, model and strategy (`measured`), else from the paper
-(arXiv 2508.04660: 18.7 h on two H100 an mmGRPO run, 1.4 h on one a MIPROv2 run), as it says (`paper`) or scaled by
-samples and model size (`paper, scaled`), else from our own guess (`guess`).
+Hours come from this machine's records of the same profile, model and strategy (`measured`), else from the committed
+ones (`committed`, made on 2 cores), else from the paper (arXiv 2508.04660: 18.7 h on two H100 an mmGRPO run, 1.4 h on
+one a MIPROv2 run), as it says (`paper`) or scaled by samples and model size (`paper, scaled`), else from our own guess
+(`guess`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PAPER_GPUS = 2
 
 UNTRAINED = ("vanilla", "prompt_optimization", "gepa")
 
-# What a cell with an embedded model takes on 2 cores, to within a factor of two.
+# What a cell with an embedded model takes on 2 cores, by order of magnitude.
 GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "composition": 500, "fast_slow": 600}
 GUESS_TRAINED_SECONDS = 400
 SMOKE_SECONDS = 60
@@ -103,6 +104,8 @@ def unmeasured(cell: Cell) -> tuple[float, str]:
     profile, model = profiles.load(cell.profile), MODELS[cell.model]
     if profile.smoke:
         return SMOKE_SECONDS, "guess"
+    if committed := _committed_seconds(cell):
+        return sum(committed) / len(committed), "committed"
     if cell.model in EMBEDDED:
         return GUESS_SECONDS.get(cell.strategy, GUESS_TRAINED_SECONDS), "guess"
     size = model.billions / PAPER_BILLIONS
@@ -118,6 +121,18 @@ def unmeasured(cell: Cell) -> tuple[float, str]:
         grpo = profile.grpo_for(cell.task, cell.model, cell.strategy)
         hours, scale = GRPO_HOURS, size * grpo.steps * grpo.inputs * grpo.rollouts / GRPO_SAMPLES
     return 3600 * hours * scale, "paper" if scale == 1 else "paper, scaled"
+
+
+def _committed_seconds(cell: Cell) -> list[float]:
+    """Seconds of the committed runs like the cell, over seeds."""
+    source = "embedded" if _source(cell) == "embedded" else "real"
+    seeds = paths.EVIDENCE / source / cell.folder.parent.relative_to(paths.results())
+    return [sum(record.seconds.values()) for record in records.read_all(seeds)]
+
+
+def _source(cell: Cell) -> str:
+    """Where the cell's rows come from: `local`, `embedded` or `hub`."""
+    return "local" if paths.local_data() is not None else profiles.load(cell.profile).tasks[cell.task].splits.source
 
 
 def program_runs(cell: Cell) -> int:
@@ -196,10 +211,9 @@ def missing(todo: Sequence[Cell]) -> list[str]:
                 lacks.append(
                     f"{name} is gated: ask for access on the hub and log in (`hf auth login`, or set HF_TOKEN)."
                 )
-    for name in dict.fromkeys(cell.task for cell in todo):
-        task = profiles.load(todo[0].profile).tasks[name]
-        what = tasks.get(name, task.options)
-        source, api = "local" if paths.local_data() is not None else task.splits.source, what.api
+    for name, cell in {cell.task: cell for cell in todo}.items():
+        what = tasks.get(name, profiles.load(cell.profile).tasks[name].options)
+        source, api = _source(cell), what.api
         if (reason := what.lacking(source)) is not None:
             lacks.append(reason)
         if api is not None and not os.environ.get(api.key):
@@ -223,9 +237,8 @@ def _too_little_disk(todo: Sequence[Cell]) -> list[str]:
 
 def _downloads(cell: Cell) -> dict[str, float]:
     """GB still to fetch for a cell, by name."""
-    source = profiles.load(cell.profile).tasks[cell.task].splits.source
     wanted = {} if _is_cached(cell.model) else {cell.model: MODELS[cell.model].download_gb}
-    return wanted | ({cell.task: DATA_GB} if source == "hub" and paths.local_data() is None else {})
+    return wanted | ({cell.task: DATA_GB} if _source(cell) == "hub" else {})
 
 
 def _is_cached(model: str) -> bool:
