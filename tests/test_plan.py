@@ -121,6 +121,22 @@ def test_calls_of_a_paid_api_are_counted_by_hand(monkeypatch):
     assert found["", ""]["dollars"] == pytest.approx(0.12 + 0.60)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "runs"),
+    [
+        (
+            "prompt_optimization",
+            7 * 60 + 4 * 2 + 240,
+        ),  # the program as it is and 6 trials, demonstrations, the test split
+        ("module_grpo", 20 * 48 + 3 * 60 + 240),
+        ("fast_slow", 20 * 48 + 4 * 60 + 240),  # two rounds, each validated before and after
+    ],
+)
+def test_program_runs_are_counted_by_hand(strategy, runs):
+    (cell,) = expand("laptop", strategies=(strategy,))
+    assert plan.program_runs(cell) == runs
+
+
 def test_what_is_missing_is_said(monkeypatch):
     said = plan.missing(expand("paper"))
     assert any(f"{QWEN} needs 1 GPU of 80 GB; torch sees 0 here." == line for line in said)

@@ -105,14 +105,17 @@ def test_record_of_a_resumed_cell_is_that_of_an_undisturbed_one(strategy, tmp_pa
         monkeypatch.setenv("MMGRPO_RESULTS_DIR", str(tmp_path / folder))
         ready = study(strategy, batches)
         record = strategies.run(ready)
-        return dataclasses.replace(record, seconds={}, peak_memory_gb=0.0), ready.policy.engine.sampler.requests
+        notes = {name: note for name, note in record.notes.items() if name != "resumed"}
+        same = dataclasses.replace(record, seconds={}, peak_memory_gb=0.0, notes=notes)
+        return same, record.notes["resumed"], ready.policy.engine.sampler.requests
 
-    undisturbed, requests = run("undisturbed")
+    undisturbed, was_resumed, requests = run("undisturbed")
+    assert not was_resumed
     assert undisturbed.tokens["calls"] >= len(requests) > 10
     with pytest.raises(UserError, match="gone"):
         run("killed", batches=4)
     assert files_below(tmp_path / "killed") == ["replies.jsonl"]
-    resumed, missing = run("killed")
-    assert resumed == undisturbed
+    resumed, was_resumed, missing = run("killed")
+    assert was_resumed and resumed == undisturbed
     assert 0 < len(missing) < len(requests)
     assert files_below(tmp_path / "killed") == ["record.json"] == files_below(tmp_path / "undisturbed")

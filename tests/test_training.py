@@ -123,6 +123,7 @@ def test_second_iteration_compares_with_the_policy_that_sampled(monkeypatch):
     log = compile_(tiny_policy(), optimizer(iterations=2)).training_log
     assert [args[1] for args, _, _ in collected.calls] == [0, 1]
     assert [entry["step"] for entry in log.curve] == [1, 2, 3, 4]
+    assert [entry.get("rollouts") for entry in log.curve] == [6, None, 6, None]  # sampled once for two updates
     (now, before), (then, old) = ((args[0].detach(), args[1]) for args, _, _ in losses.calls[:2])
     assert torch.allclose(now, before, atol=1e-6)
     assert torch.equal(before, old)

@@ -130,7 +130,9 @@ def test_loss_that_stays_broken_stops_the_run(monkeypatch):
         compile_(tiny_policy(), optimizer(steps=MAX_BAD_STEPS + 2))
 
 
-def test_trl_without_the_expected_hook_is_refused_in_a_sentence(monkeypatch):
-    monkeypatch.setattr(GRPOTrainer, "training_step", lambda self, model, inputs: None)
-    with pytest.raises(UserError, match=r"training_step\(self, model, inputs\), expected .* install the version"):
+@pytest.mark.parametrize("hook", ["training_step", "_load_from_checkpoint"])
+def test_trl_without_the_expected_hook_is_refused_in_a_sentence(monkeypatch, hook):
+    check_trl()
+    monkeypatch.setattr(GRPOTrainer, hook, lambda self, other: None)
+    with pytest.raises(UserError, match=rf"{hook}\(self, other\), expected .* install the version"):
         check_trl()

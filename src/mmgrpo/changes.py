@@ -22,6 +22,8 @@ from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory, example_id
 from mmgrpo.validation import best_adapter
 
+COMMON = 0.1  # share of the runs that give a reply which is called a common one
+
 
 @dataclass(frozen=True)
 class Change:
@@ -73,7 +75,7 @@ def trained_program(ready: Study) -> dspy.Module:
 
 
 def sampled(ready: Study, record: Record) -> list[Trajectory]:
-    """The rollouts of the first training step, as they were trained on.
+    """The rollouts of the first training step, token for token as they were trained on, without log-probabilities.
 
     Raises UserError where the cell's strategy is not one training, or the runs are gone.
     """
@@ -168,12 +170,12 @@ def replies(program: dspy.Module, run: Trajectory) -> dict[str, list[str]]:
 def collapsed(program: dspy.Module, changes: Sequence[Change]) -> list[Change]:
     """Those without a gain that went over to the commonest reply of a field, the largest loss first.
 
-    A reply that a single input gets is common to nobody.
+    A reply that fewer than a tenth of the inputs get, or a single one, is no common one.
     """
     common = {
         name: habit.commonest
         for name, habit in habits(program, [one.after for one in changes]).items()
-        if habit.runs > 1
+        if habit.runs > 1 and habit.share >= COMMON
     }
 
     def went_over(one: Change) -> bool:

@@ -58,7 +58,7 @@ class Cluster:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"The Ray cluster at {self.address} can't be joined: {first}") from None
         self._task = self._ray.remote(run_process)
-        self.slots = max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        self.slots = max(1, int(self._ray.cluster_resources().get("CPU", 1)) // CPUS)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,10 +19,13 @@ from dspy.utils.callback import BaseCallback
 from mmgrpo.errors import UserError
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.policy.lm import PolicyLM
+from mmgrpo.policy.recorder import seed_of
 from mmgrpo.prompt_optimization import mipro
 from mmgrpo.records import write_json
 from mmgrpo.rollout import Metric
 from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, SamplingSettings
+
+SEEDS = 2**31  # that NumPy and optuna take
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ def fast_slow(
     curve: list[dict[str, float]] = []
     validation: list[dict[str, float]] = []
     for turn in range(settings.rounds):
-        here = folder / f"round-{turn}"
+        here, its_seed = folder / f"round-{turn}", seed_of(seed, "round", turn) % SEEDS
         program, runs = _prompts(
             program, here / "prompts.private.json", lm=lm, metric=metric, trainset=trainset, valset=valset,
-            settings=mipro_settings.model_copy(update={"trials": settings.trials}), seed=seed + turn,
+            settings=mipro_settings.model_copy(update={"trials": settings.trials}), seed=its_seed,
         )  # fmt: skip
         on_prompts += runs
         later = (settings.rounds - turn - 1) * on_prompts // (turn + 1)  # what prompts will cost in the rounds to come
@@ -89,7 +92,7 @@ def fast_slow(
             )
         optimizer = MMGRPO(
             metric, level="module", settings=grpo.model_copy(update={"steps": steps, "validate_every": steps}),
-            sampling=sampling, seed=seed + turn, folder=here, report_to=report_to,
+            sampling=sampling, seed=its_seed, folder=here, report_to=report_to,
         )  # fmt: skip
         with dspy.context(lm=lm):
             program = optimizer.compile(program, trainset=trainset, valset=valset)

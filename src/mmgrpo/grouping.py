@@ -6,7 +6,8 @@ and its advantage covers all tokens of all its calls.
 Departures from the paper: `truncate` looks at the runs that call a module at all, so that one run which broke
 off early doesn't empty the groups of later modules; groups smaller than K stay as they are instead of being
 filled up with copies, which would bias mean and deviation; a group whose rewards are all equal teaches
-nothing and is left out of the update, and of the count that normalises it.
+nothing and is left out of the update, of the count that normalises it, and of the batch's deviation
+(`scale="batch"`; TRL's is that of all rewards, so that its advantages are smaller or larger by one factor a step).
 Legend: G members of a group, K the wanted size.
 """
 

@@ -1,6 +1,6 @@
 """What a grid will take, before anything starts: hours, GPUs, API calls, downloads, disk, and what is missing here.
 
-Hours come from this machine's records of the same profile, model and strategy (`measured`), else from the committed
+Hours come from this machine's records of the same profile, task, model and strategy (`measured`), else from the committed
 ones (`committed`, made on 2 cores), else from the paper (arXiv 2508.04660: 18.7 h on two H100 an mmGRPO run, 1.4 h on
 one a MIPROv2 run), as it says (`paper`) or scaled by samples and model size (`paper, scaled`), else from our own guess
 (`guess`).
@@ -33,6 +33,7 @@ UNTRAINED = ("vanilla", "prompt_optimization", "gepa")
 GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "composition": 500, "fast_slow": 600}
 GUESS_TRAINED_SECONDS = 400
 SMOKE_SECONDS = 60
+MINIBATCHES = 5  # MIPROv2 evaluates in full after so many trials on minibatches
 RECORD_GB = 0.002  # record and executed notebook
 DATA_GB = 0.01  # a task's public files
 CHECKPOINTS = 7  # adapters' worth: two checkpoints of an adapter with Adam's two moments, and the best adapter
@@ -77,7 +78,8 @@ class Survey:
         except UserError as error:
             self.damaged[cell] = str(error)
             return
-        self.seconds.setdefault(_kind(cell), []).append(sum(record.seconds.values()))
+        if not record.notes.get("resumed"):  # such a record knows its last process's seconds alone
+            self.seconds.setdefault(_kind(cell), []).append(sum(record.seconds.values()))
         if record.notes.get("cell") == fingerprint:
             self.finished.add(cell)
 
@@ -136,21 +138,22 @@ def _source(cell: Cell) -> str:
 
 
 def program_runs(cell: Cell) -> int:
-    """How often the cell runs its program, at most."""
+    """About how often the cell runs its program: bootstrapped demonstrations may take more tries than are kept."""
     profile = profiles.load(cell.profile)
     splits, mipro = profile.tasks[cell.task].splits, profile.mipro
     if cell.strategy == "vanilla":
         return splits.test
     if cell.strategy == "prompt_optimization":
-        scored = (mipro.trials + 1) * (mipro.minibatch or splits.valid)
+        full = 1 + -(-mipro.trials // MINIBATCHES) if mipro.minibatch else mipro.trials + 1
+        scored = full * splits.valid + mipro.trials * (mipro.minibatch or 0)
         return scored + mipro.fewshot_candidates * mipro.bootstrapped_demos + splits.test
     if cell.strategy == "gepa":
         return profile.gepa.metric_calls + splits.test
-    if cell.strategy == "fast_slow" and profile.fast_slow.runs is not None:
-        return profile.fast_slow.runs + (1 + profile.fast_slow.rounds) * splits.valid + splits.test
     grpo = profile.grpo_for(cell.task, cell.model, cell.strategy)
-    validations = 1 + -(-grpo.steps // grpo.validate_every)
-    return grpo.steps * grpo.inputs * grpo.rollouts + validations * splits.valid + splits.test
+    sampled, validations = grpo.steps * grpo.inputs * grpo.rollouts, 1 + -(-grpo.steps // grpo.validate_every)
+    if cell.strategy == "fast_slow":  # each round validates before its weight steps and after them
+        sampled, validations = profile.fast_slow.runs or sampled, 2 * profile.fast_slow.rounds
+    return sampled + validations * splits.valid + splits.test
 
 
 def table(todo: Sequence[Cell]) -> pd.DataFrame:

@@ -46,13 +46,13 @@ class Record:
     commit: str
     machine: dict[str, Any]  # cpu, system, cores, threads, gpu, precision
     scores: tuple[Score, ...]  # the test split, in its order
-    curve: tuple[dict[str, float], ...]  # one entry a GRPO step: step, reward, and what the trainer logs
+    curve: tuple[dict[str, float], ...]  # one entry an update: step, reward, and what the trainer logs
     validation: tuple[dict[str, float], ...]  # step (or trial, for prompt optimization), score
-    seconds: dict[str, float]  # by stage: optimize, evaluate
+    seconds: dict[str, float]  # by stage: optimize, evaluate; of a run that was resumed, the last process's, as are
     tokens: dict[str, int]  # prompt, completion, calls
     peak_memory_gb: float
     program: dict[str, Any]  # DSPy state of the final program: instructions and demonstrations
-    notes: dict[str, Any]  # what paid APIs cost by role (`spending`), and what a strategy adds: rollouts, ...
+    notes: dict[str, Any]  # what paid APIs cost by role (`spending`), whether it was `resumed`, what a strategy adds
     schema: int = SCHEMA
 
     @property

@@ -1,8 +1,10 @@
 """Runs a program many times under the policy, on its own threads, and scores each run.
 
 Runs wait for each other at every language-model call, so that one batch serves all (`policy/batcher.py`). A reply
-that doesn't parse ends its run, which keeps its calls and gets the format-failure reward. A metric or
-program that raises makes that run unscorable, and stops everything when it happens too often.
+that doesn't parse ends its run, which keeps its calls and gets the format-failure reward; a prompt that outgrows the
+context ends it, too, with a reward of 0. A program that raises crashes its run, which then scores 0 in an evaluation; a
+metric that raises makes it unscorable, and it doesn't count. Neither is trained on, and both stop everything when
+they happen too often.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from mmgrpo.training_run import Level
 def run(ready: Study) -> Record:
     """Run the cell's strategy, score its program on the test split once, write and return the record.
 
-    A finished cell is not run again: its record is returned. One that was killed goes on where it was.
+    A finished cell is not run again: its record is returned. One that was killed goes on where it was; what its record
+    says of seconds, tokens, calls and memory is then the last process's alone, and `notes["resumed"]` is true.
     """
     record = study.finished(ready.cell)
     if record is None:
@@ -43,14 +44,14 @@ def run(ready: Study) -> Record:
 def _run(ready: Study) -> Record:
     # What a notebook sampled to show something is not the strategy's.
     ready.policy.engine.forget()
-    before = ready.task.spending()
+    before, resumed = ready.task.spending(), ready.training_folder.exists()
     watch = Stopwatch()
     with watch.stage("optimize"):
         trained = STRATEGIES[ready.cell.strategy](ready)
     with watch.stage("evaluate"):
         test = ready.evaluate(trained.program, ready.splits.test, "test")
-    spent = study.spent(before, ready.task.spending())
-    return study.record_of(ready, replace(trained, notes=trained.notes | {"spending": spent}), test, watch)
+    notes = {"spending": study.spent(before, ready.task.spending()), "resumed": resumed}
+    return study.record_of(ready, replace(trained, notes=trained.notes | notes), test, watch)
 
 
 def vanilla(ready: Study) -> Trained:
@@ -95,7 +96,7 @@ def composition(ready: Study) -> Trained:
     trained = _grpo(ready, optimized_program(ready, earlier), "module")
     before = {
         "validation": list(earlier.validation), "seconds": earlier.seconds, "tokens": earlier.tokens,
-        "spending": earlier.notes["spending"],
+        "spending": earlier.notes["spending"], "resumed": earlier.notes["resumed"],
     }  # fmt: skip
     return Trained(trained.program, trained.curve, trained.validation, {"prompt_optimization": before} | trained.notes)
 
@@ -152,7 +153,7 @@ def _private_program(cell: Cell) -> dict:
 
 def _grpo(ready: Study, program: dspy.Module, level: Level) -> Trained:
     optimizer = MMGRPO(
-        ready.task.metric,
+        ready.task.judge,  # its parts stay with the runs that are kept
         level=level,
         settings=ready.grpo,
         sampling=ready.sampling,

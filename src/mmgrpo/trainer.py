@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,7 +41,8 @@ class Batch:
     """What a step trains on, and what is known of the rollouts it came from."""
 
     rows: tuple[Row, ...]
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # logged with each of its updates
+    spent: dict[str, float] = field(default_factory=dict)  # on sampling; logged with the first of its updates alone
 
 
 class RowTrainer(GRPOTrainer):
@@ -97,7 +98,7 @@ class RowTrainer(GRPOTrainer):
         )
         if self.settings.iterations > 1 and (first or len(self._old) != len(packs)):
             self._old = [self._logprobs(model, pack, grad=False) for pack in packs]
-        return self._backward(model, packs, dict(self._batch.metrics))
+        return self._backward(model, packs, self._batch.metrics | (self._batch.spent if first else {}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """The weights alone: the Trainer's own would freeze all adapters but one before the optimizer is made."""
@@ -243,16 +244,18 @@ def check_launch(accelerator: Accelerator, policy: Policy) -> None:
 
 
 def check_trl() -> None:
-    """The pinned TRL has the one hook that is overridden; a sentence instead of a strange failure where it hasn't."""
-    expected = ["self", "model", "inputs", "num_items_in_batch"]
-    found = list(inspect.signature(GRPOTrainer.training_step).parameters)
-    if found != expected or not hasattr(GRPOTrainer, "log"):
-        import trl
+    """The pinned TRL has the hooks that are overridden; a sentence instead of a strange failure where it hasn't."""
+    for hook in ("training_step", "_load_from_checkpoint"):
+        theirs = getattr(GRPOTrainer, hook, None)
+        expected = list(inspect.signature(getattr(RowTrainer, hook)).parameters)
+        found = [] if theirs is None else list(inspect.signature(theirs).parameters)
+        if found != expected:
+            import trl
 
-        raise UserError(
-            f"TRL {trl.__version__} has GRPOTrainer.training_step({', '.join(found)}), expected ({', '.join(expected)}): "
-            "install the version that the lock names."
-        )
+            raise UserError(
+                f"TRL {trl.__version__} has GRPOTrainer.{hook}({', '.join(found)}), expected ({', '.join(expected)}): "
+                "install the version that the lock names."
+            )
 
 
 class StepBar(TrainerCallback):

@@ -112,6 +112,7 @@ class TrainingRun:
         """Note in the folder what is trained there, so that no other run goes on from its checkpoints."""
         parts = {
             "level": self.plan.level, "seed": self.plan.seed, "start": str(self.start),
+            "policy": [self.policy.name, self.policy.precision, self.policy.settings.model_dump()],
             "settings": self.plan.settings.model_dump(), "sampling": self.plan.sampling.model_dump(),
             "programs": [program.dump_state() for program in self.programs],
             "examples": [[dict(example) for example in examples] for examples in (self.trainset, self.valset)],
@@ -163,8 +164,12 @@ class TrainingRun:
         grouping = self._group(trajectories, step)
         if grouping.groups and distributed.is_first():
             write_json(outline(step, trajectories, grouping.groups), self._outline)
-        seconds = time.perf_counter() - started
-        return Batch(tuple(rows_of(grouping.groups)), metrics_of(trajectories, grouping) | {"seconds_rollout": seconds})
+        tokens = sum(len(call.completion_ids) for run in trajectories for call in run.calls)
+        spent = {
+            "rollouts": float(len(trajectories)), "completion_tokens": float(tokens),
+            "seconds_rollout": time.perf_counter() - started,
+        }  # fmt: skip
+        return Batch(tuple(rows_of(grouping.groups)), metrics_of(trajectories, grouping), spent)
 
     def _group(self, trajectories: Sequence[Trajectory], step: int) -> Grouping:
         settings = self.plan.settings
@@ -198,16 +203,14 @@ def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, see
 
 
 def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[str, float]:
-    """What the log keeps of a step's rollouts."""
+    """What the log keeps of a step's rollouts and groups."""
     rewards = np.array([run.reward for run in trajectories if run.reward is not None])
     calls = [call for run in trajectories for call in run.calls]
     metrics = {
         "reward": float(rewards.mean()) if len(rewards) else 0.0,
         "reward_std": float(rewards.std()) if len(rewards) else 0.0,
-        "format_failures": sum(run.outcome == "interrupted" for run in trajectories) / len(trajectories),
+        "format_failures": sum(_failed_format(run) for run in trajectories) / len(trajectories),
         "unscored": sum(run.reward is None for run in trajectories) / len(trajectories),
-        "rollouts": float(len(trajectories)),
-        "completion_tokens": float(sum(len(call.completion_ids) for call in calls)),
         "group_std": _mean_deviation(grouping.groups),
         "group_std_all": _mean_deviation(grouping.pools),
     }
@@ -217,6 +220,11 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
         ]
         metrics[f"reward/{module}"] = float(np.mean(own)) if own else 0.0
     return metrics | {name: float(count) for name, count in grouping.counts.items()}
+
+
+def _failed_format(run: Trajectory) -> bool:
+    """Whether an output that didn't parse ended the run; a prompt that outgrows the context interrupts one, too."""
+    return run.outcome == "interrupted" and any(call.status != "ok" for call in run.calls)
 
 
 def _mean_deviation(groups: Sequence[Group]) -> float:

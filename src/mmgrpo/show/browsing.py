@@ -81,13 +81,17 @@ def _call(run: Trajectory, call: Call, credit: Credit, tokenizer: Any) -> Markup
     ]
     if tokenizer is not None:
         parts.append(folded(f"prompt, {len(call.prompt_ids)} tokens", tokenizer.decode(call.prompt_ids)))
-        parts.append(unfolding("tokens with their log-probabilities", _tokens(call, tokenizer)))
+        title = "tokens with their log-probabilities" if call.logprobs else "tokens"  # kept runs have none
+        parts.append(unfolding(title, _tokens(call, tokenizer)))
     return Markup("".join([*parts, pre(call.text)]))
 
 
 def _tokens(call: Call, tokenizer: Any) -> Markup:
-    pairs = zip(call.completion_ids, call.logprobs, strict=True)
-    return pre("\n".join(f"{number(logprob):>8}  {tokenizer.decode([token])!r}" for token, logprob in pairs))
+    tokens = [repr(tokenizer.decode([token])) for token in call.completion_ids]
+    if not call.logprobs:
+        return pre("\n".join(tokens))
+    pairs = zip(tokens, call.logprobs, strict=True)
+    return pre("\n".join(f"{number(logprob):>8}  {token}" for token, logprob in pairs))
 
 
 def _credit(groups: Sequence[Group]) -> Credit:
