@@ -169,6 +169,14 @@ def test_the_browser_without_widgets_unfolds_every_call_and_has_no_script():
     assert "<script" not in text and "onclick" not in text
 
 
+def test_the_browser_shows_the_tokens_of_kept_runs_without_their_log_probabilities():
+    run = replying("x")
+    kept = dataclasses.replace(run, calls=tuple(dataclasses.replace(call, logprobs=()) for call in run.calls))
+    assert "log-probabilities" in show.browser_html([run], (), Tokenizer()).data
+    text = show.browser_html([kept], (), Tokenizer()).data
+    assert "log-probabilities" not in text and "<summary>tokens</summary>" in text
+
+
 def test_an_evil_reply_stays_text_in_the_browsers_menus():
     run = dataclasses.replace(replying(EVIL, prompt=EVIL), error=EVIL)
     view = show.browser([run], (), Tokenizer()).children[-1].value
