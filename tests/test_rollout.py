@@ -11,7 +11,9 @@ from tiny_policy import RawAdapter, fields, question, scripted_lm, tiny_policy, 
 
 from mmgrpo import rollout
 from mmgrpo.errors import UserError
+from mmgrpo.grouping import module_groups
 from mmgrpo.rollout import jobs_for
+from mmgrpo.training_run import metrics_of
 
 
 def examples(*questions):
@@ -317,6 +319,8 @@ def test_prompt_over_the_context_fails_its_run_alone_with_a_sentence():
     assert (long.reward, long.calls) == (rollout.FAILURE_REWARD, ())
     assert "prompt of ask has" in long.error and "max_tokens 200" in long.error and "context of 600" in long.error
     assert rollout.score(long) == 0.0
+    grouping = module_groups([first, long, last], padding="ragged", size=3, scale="group", rng=None)
+    assert metrics_of([first, long, last], grouping)["format_failures"] == 0.0  # nothing failed to parse
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("Stop here.")])

@@ -97,6 +97,7 @@ def test_folder_of_another_run_is_refused(tmp_path):
         lambda: compile_(tiny_policy(), optimizer(folder=tmp_path, level="trajectory")),
         lambda: compile_(tiny_policy(), optimizer(folder=tmp_path, learning_rate=1e-3)),
         lambda: compile_(tiny_policy(), optimizer(folder=tmp_path, seed=1)),
+        lambda: compile_(tiny_policy(max_tokens=5), optimizer(folder=tmp_path)),
     ):
         with pytest.raises(UserError, match="holds another run"):
             attempt()
