@@ -18,14 +18,14 @@ def record(scores: Sequence[float] = (1.0, 0.0), *, outcomes: Sequence[str] = ()
         "machine": {"cpu": "a CPU", "cores": 2, "gpu": None, "precision": "fp32"},
         "scores": tuple(Score(f"e{i}", x, end, {}) for i, (x, end) in enumerate(zip(scores, ends, strict=True))),
         "curve": (), "validation": (), "seconds": {"optimize": 1800.0, "evaluate": 900.0},
-        "tokens": {"prompt": 4000, "prefilled": 1000, "completion": 2000, "trained": 0},
+        "tokens": {"prompt": 4000, "completion": 2000, "calls": 40},
         "peak_memory_gb": 1.5, "program": {}, "notes": {},
     }  # fmt: skip
     return Record(**fields | changes)
 
 
 def curve(rewards: Sequence[float], **statistics: float) -> tuple[dict[str, float], ...]:
-    """Curve entries of steps 1, 2, ... with these rewards and the same `statistics` in each."""
+    """Curve entries of updates 1, 2, ... with these rewards and the same `statistics` in each."""
     return tuple(
         {"step": step, "reward": reward, "format_failures": 0.25} | statistics for step, reward in enumerate(rewards, 1)
     )

@@ -40,7 +40,7 @@ def test_a_side_that_is_missing_leaves_no_row(committed):
     table = ablations.build("embedded")
     assert table.shown["Ours, points"].tolist() == ["0.0 [0.0, 0.0]"]
     assert table.numbers[["new", "base", "verdict"]].values.tolist() == [
-        ["ablation_cispo", "ablation_two_updates", "undecided"]
+        ["ablation_cispo", "ablation_two_updates", "equal"]
     ]
 
 

@@ -229,7 +229,16 @@ def test_section_has_scores_claims_and_figure():
     (claim,) = [line for line in lines if line.startswith("| mmGRPO (module) over Vanilla CoT |")]
     assert "+25.0 [+25.0, +25.0]" in claim and claim.endswith("| holds |")
     assert lines[-1].endswith("(figures/committed/figure_scores.png)")
-    assert "One seed" not in "\n".join(lines)
+    assert "One seed" not in lines[0] and "all seeds of Vanilla CoT are one run" in lines[0]
+    assert any(line.endswith("and [why](data/evidence/README.md).") for line in lines)
+
+
+def test_section_says_where_the_metric_is_another_one():
+    lexical = record(task="papillon", settings={"task": {"judge": "lexical"}})
+    text = readme.section({"embedded": [record(), lexical], "real": [record(task="papillon", source="hub")]})
+    embedded, real = text.split("Our runs of")[1:]
+    assert "Our metric of PAPILLON is another one than the published: a lexical judge" in embedded
+    assert "another one" not in real
 
 
 def test_section_keeps_sources_apart():

@@ -65,7 +65,7 @@ def test_learning_curves_have_reward_and_validation_for_each_task():
     assert figure.axes[2].lines[0].get_ydata().tolist() == [25, 50]
 
 
-def test_training_reward_is_a_rolling_mean_of_three_steps():
+def test_training_reward_is_a_rolling_mean_of_three_updates():
     line = figures.learning_curves([trained()]).axes[0].lines[0].get_ydata()
     assert line[1] == pytest.approx((0.1 + 0.3 + 0.2) / 3)
     assert line[0] == pytest.approx((0.1 + 0.3) / 2)
@@ -85,7 +85,8 @@ def test_rollouts_and_groups_are_drawn_as_they_were():
     assert [(box.get_x(), box.get_width()) for box in left.patches] == [(0, 4), (4, 4), (8, 4), (0, 4), (4, 4)]
     assert [text.get_text() for text in left.texts] == ["1.00", "0.00"]
     assert [text.get_text() for text in right.texts] == ["+1.0", "−1.0"] * 3
-    assert [label.get_text() for label in right.get_xticklabels()] == ["plan\n0", "search\n0", "search\n1"]
+    labels = [label.get_text() for label in right.get_xticklabels()]
+    assert labels == ["plan\ncall 0", "search\ncall 0", "search\ncall 1"]
     assert [bool(box.get_hatch()) for box in left.patches] == [False] * 4 + [True]  # the call that did not parse
     assert [bool(box.get_hatch()) for box in right.patches] == [False] * 5 + [True]  # the copy
     assert {text.get_text() for text in figure.legends[0].texts} >= {"plan", "search", "did not parse"}
@@ -104,7 +105,7 @@ def test_reward_variance_compares_the_chosen_members_with_all():
     logged = {"group_std": 0.5, "group_std_all": 0.4, "members/dropped_k_diverse": 4.0}
     steps = [*curve([0.1, 0.2], **logged, **{"groups/kept": 2.0}), {"step": 3, "reward": 0.0} | logged]
     axis = figures.reward_variance([record(strategy="module_grpo", curve=tuple(steps))]).axes[0]
-    assert [line.get_ydata().tolist() for line in axis.lines] == [[0.5, 0.5], [0.4, 0.4]]  # step 3 kept no group
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[0.5, 0.5], [0.4, 0.4]]  # update 3 kept no group
 
 
 @pytest.mark.parametrize("cut", [{}, {"members/dropped_k_diverse": 0.0}])
@@ -123,8 +124,8 @@ def test_quality_stands_against_leakage_by_seed_and_mean():
     first = scored({"quality": 1.0, "leakage": 0.5}, {"quality": 0.0, "leakage": 0.0}, task="papillon", seed=0)
     second = scored({"quality": 1.0, "leakage": 0.25}, {}, task="papillon", seed=1)  # the other was not judged
     seeds, mean = figures.quality_leakage([first, second, record()]).axes[0].collections
-    assert seeds.get_offsets().tolist() == [[25, 50], [25, 100]]
-    assert mean.get_offsets().tolist() == [[25, 75]]
+    assert seeds.get_offsets().tolist() == [[0.25, 0.5], [0.25, 1]]
+    assert mean.get_offsets().tolist() == [[0.25, 0.75]]
 
 
 def test_what_is_measured_by_hop_has_a_line_over_the_hops_that_were_reached():
@@ -138,12 +139,54 @@ def test_what_is_measured_by_hop_has_a_line_over_the_hops_that_were_reached():
     assert recall.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 1.0]]
 
 
-def test_cost_has_hours_and_tokens_and_a_composition_pays_for_its_prompts():
+def test_cost_has_time_and_tokens_and_a_composition_pays_for_its_prompts():
     before = {"seconds": {"optimize": 3600.0, "evaluate": 900.0}, "tokens": {"completion": 1000}}
     composed = record(strategy="composition", notes={"prompt_optimization": before})
-    hours, tokens = figures.cost([composed]).axes
-    assert hours.collections[0].get_offsets()[0, 0] == 1.75  # 0.75 of its own
+    time, tokens = figures.cost([composed]).axes
+    assert time.get_xlabel() == "Time of one run, min"
+    assert time.collections[0].get_offsets()[0, 0] == 105  # 45 of its own
     assert tokens.collections[0].get_offsets()[0, 0] == 3  # thousands
+
+
+def test_cost_of_runs_that_differ_much_has_plain_ticks_that_do_not_collide():
+    figure = figures.cost([record(), record(strategy="module_grpo", seconds={"optimize": 108000.0})])
+    axis = figure.axes[0]
+    low, high = axis.get_xlim()
+    labels = {value: axis.xaxis.get_major_formatter()(value) for value in axis.get_xticks() if low <= value <= high}
+    assert labels == {0.5: "0.5", 1: "1", 2: "2", 5: "5", 10: "10", 20: "20"}
+    assert not any(axis.xaxis.get_minor_formatter().format_ticks(axis.xaxis.get_minorticklocs()))
+
+
+def test_points_of_both_levels_that_coincide_are_both_seen():
+    levels = [record(strategy=name) for name in ("trajectory_grpo", "module_grpo")]
+    ring, dot = sorted(figures.cost(levels).axes[0].collections, key=lambda points: len(points.get_facecolor()))
+    assert len(ring.get_facecolor()) == 0 and len(dot.get_facecolor()) == 1
+    assert ring.get_sizes() > dot.get_sizes()
+
+
+def test_cost_leaves_out_what_is_not_known_of_a_resumed_run():
+    resumed = record(notes={"resumed": True})
+    points = figures.cost([resumed, record(seed=1)]).axes[0].collections[0].get_offsets()
+    assert points.compressed().tolist() == [45, 50]
+    assert figures.cost([resumed]) is None
+
+
+def test_legends_tell_seeds_from_their_mean_and_intervals_from_deviations():
+    def said(figure):
+        return {text.get_text() for text in figure.legends[0].texts}
+
+    assert {"one seed", "mean of seeds"} <= said(figures.learning_curves([trained(seed=0), trained(seed=1)]))
+    assert "one seed" not in said(figures.learning_curves([trained()]))
+    judged = [scored({"quality": 1.0, "leakage": 0.5}, task="papillon", seed=seed) for seed in (0, 1)]
+    assert {"one seed", "mean of seeds"} <= said(figures.quality_leakage(judged))
+    assert "one seed" not in said(figures.quality_leakage(judged[:1]))
+    assert {"95% bootstrap interval", "published, mean ± sd"} <= said(figures.scores([record()]))
+
+
+def test_a_legend_is_no_wider_than_its_figure():
+    for figure in (figures.scores([record(), record(task="papillon")]), figures.cost([trained(), record()])):
+        box = figure.legends[0].get_window_extent()
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
 def test_strategies_beyond_the_papers_are_in_every_figure_and_table(tmp_path):

@@ -1,4 +1,4 @@
-"""Records as frames: one row a run, an example, a step; what can't be compared is refused."""
+"""Records as frames: one row a run, an example, an update; what can't be compared is refused."""
 
 import dataclasses
 
@@ -56,6 +56,30 @@ def test_apis_of_the_run_before_are_paid_too():
     assert paid(spending=ASKED, prompt_optimization=before) == (None, None)
 
 
+COSTS = [
+    "hours", "hours_optimize", "hours_before", "tokens_prompt", "api_calls", "api_dollars", "peak_memory_gb",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("of_it", [True, False])
+def test_what_a_resumed_run_cost_is_missing(of_it):
+    before = {"seconds": {"optimize": 9.0}, "tokens": {}, "spending": ASKED, "resumed": not of_it}
+    notes = {"spending": ASKED, "resumed": of_it, "prompt_optimization": before}
+    logged = curve([0.1, 0.2], rollouts=48.0)
+    broken = record(strategy="composition", notes=notes, curve=logged)
+    whole = record(strategy="composition", notes={"spending": ASKED, "resumed": False}, curve=logged, seed=1)
+    frame = frames.runs([broken, whole])
+    assert frame["resumed"].tolist() == [True, False]
+    assert frame.loc[0, COSTS].isna().all() and frame.loc[0, ["score", "rollouts"]].tolist() == [50, 96]
+    assert frame.loc[1, [name for name in COSTS if name != "hours_before"]].notna().all()
+
+
+def test_rollouts_are_those_of_the_updates_that_logged_them():
+    first, second = curve([0.1, 0.2])
+    assert frames.runs([record(curve=(first | {"rollouts": 48.0}, second))])["rollouts"].tolist() == [48]
+    assert frames.runs([record(curve=(first, second)), record(seed=1)])["rollouts"].isna().all()
+
+
 def test_examples_keep_their_order_and_the_parts_of_their_metric():
     scores = (Score("a", 1.0, "completed", {"leakage": 0.5}), Score("b", 0.0, "unscorable", {}))
     frame = frames.examples([dataclasses.replace(record(), scores=scores)])
@@ -76,7 +100,7 @@ def test_parts_of_a_metric_are_the_means_that_pandas_takes():
     assert len(found) == 1  # a metric without parts has no row
 
 
-def test_curve_has_a_row_a_step_and_missing_keys_are_missing():
+def test_curve_has_a_row_an_update_and_missing_keys_are_missing():
     frame = frames.curve(
         [record(seed=0, curve=curve([0.1, 0.2], **{"groups/kept": 3.0})), record(seed=1, curve=curve([0.3]))]
     )

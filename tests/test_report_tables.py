@@ -85,6 +85,21 @@ def test_published_trajectory_score_stands_without_deviation():
     assert column(table, "HoVer", "Qwen3 8B", "published")["GRPO (trajectory)"] == "75.3"
 
 
+def test_scores_say_that_seeds_of_greedy_replies_are_one_run():
+    said = "all seeds of Vanilla CoT are one run"
+    assert said in tables.scores([record(seed=0), record(seed=1)]).caption
+    assert said in tables.scores((), [record(seed=0), record(seed=1)]).caption
+    assert said not in tables.scores([record()]).caption
+    assert said not in tables.scores([record([1.0, 0.0], seed=0), record([0.0, 1.0], seed=1)]).caption
+    assert said not in tables.scores([record(strategy="gepa", seed=seed) for seed in (0, 1)]).caption
+
+
+def test_scores_say_where_the_metric_is_another_one():
+    lexical = record(task="papillon", settings={"task": {"judge": "lexical"}})
+    assert "Our metric of PAPILLON is another one than the published" in tables.scores([record(), lexical]).caption
+    assert "another one" not in tables.scores([record(), record(task="papillon")]).caption
+
+
 def test_model_without_published_numbers_has_no_published_column():
     heads = list(tables.scores([record()]).shown.columns)
     assert ("Banking77", "SmolLM2 135M", "reproduced") in heads
@@ -111,13 +126,13 @@ def test_claim_holds_where_every_example_gains():
     assert found["Verdict"] == "holds"
 
 
-def test_claim_fails_where_every_example_loses_and_is_undecided_where_none_changes():
+def test_claim_fails_where_every_example_loses_and_is_equal_where_none_changes():
     table = claims.build(
         [record([0.5] * 8), record([0.25] * 8, strategy="module_grpo"), record([0.5] * 8, strategy="composition")]
     )
     assert row(table, "mmGRPO (module) over Vanilla CoT")["Ours, points"] == "−25.0 [−25.0, −25.0]"
     assert row(table, "mmGRPO (module) over Vanilla CoT")["Verdict"] == "does not hold"
-    assert row(table, "BetterTogether(PO, mmGRPO) over Vanilla CoT")["Verdict"] == "undecided"
+    assert row(table, "BetterTogether(PO, mmGRPO) over Vanilla CoT")["Verdict"] == "equal"
 
 
 def test_claim_about_a_strategy_that_was_not_run_says_so():
@@ -147,6 +162,40 @@ def test_claim_over_two_tasks_has_their_average_first():
     ]
 
 
+def levels(**points):
+    """Rows of the claim that trajectory level beats module level, where it gains so many points on each task."""
+    runs = []
+    for task, gained in points.items():
+        runs += [
+            record([0.5] * 4, task=task, strategy="module_grpo"),
+            record([0.5 + gained / 100] * 4, task=task, strategy="trajectory_grpo"),
+        ]
+    found = claims.build(runs).shown
+    found = found[found["Claim"] == "GRPO (trajectory) over mmGRPO (module)"]
+    return found[["Ours on", "Ours, points", "Verdict"]].values.tolist()
+
+
+def test_a_pair_that_is_equal_enters_no_average():
+    average, *by_task = levels(banking77=0, papillon=10, hover=30)
+    assert average == ["average of 2 task and model pairs", "+20.0 [+20.0, +20.0]", "holds"]
+    assert [row[0].split(",")[0] for row in by_task] == ["Banking77", "PAPILLON", "HoVer"]
+    assert by_task[0][1:] == ["0.0 [0.0, 0.0]", "equal"]
+
+
+def test_the_only_pair_that_differs_has_one_row():
+    assert levels(banking77=0, papillon=10) == [
+        ["PAPILLON, SmolLM2 135M", "+10.0 [+10.0, +10.0]", "holds"],
+        ["Banking77, SmolLM2 135M", "0.0 [0.0, 0.0]", "equal"],
+    ]
+
+
+def test_an_average_of_pairs_that_are_all_equal_is_equal():
+    assert [row[0] for row in levels(banking77=0)] == ["Banking77, SmolLM2 135M"]
+    average, *by_task = levels(banking77=0, papillon=0)
+    assert average == ["average of 2 task and model pairs", "0.0 [0.0, 0.0]", "equal"]
+    assert len(by_task) == 2
+
+
 def test_smoke_run_gets_no_verdict():
     table = claims.build([record([0.0] * 4, smoke=True), record([1.0] * 4, strategy="module_grpo", smoke=True)])
     assert row(table, "mmGRPO (module) over Vanilla CoT")["Verdict"] == "not a result (smoke)"
@@ -158,10 +207,36 @@ def test_smoke_run_gets_no_verdict():
 def test_cost_is_the_mean_over_seeds():
     slow = record(seed=1, seconds={"optimize": 5400.0, "evaluate": 900.0})
     found = tables.cost([record(seed=0), slow]).shown.iloc[0]
-    assert found["Optimize, h"] == "1.00"  # of 0.5 and 1.5
-    assert found["In all, h"] == "1.25"
+    assert found["Optimize, min"] == "60.0"  # of 30 and 90
+    assert found["In all, min"] == "75.0"
     assert found["Prompt, k tokens"] == "4.0"
     assert found["Seeds"] == "2"
+
+
+def test_cost_is_in_hours_where_a_run_takes_three():
+    table = tables.cost([record(), record(strategy="module_grpo", seconds={"optimize": 10000.0, "evaluate": 800.0})])
+    assert table.shown["In all, h"].tolist() == ["0.75", "3.00"]
+    assert table.numbers["hours"].tolist() == [0.75, 3.0]
+    assert not [head for head in table.shown if head.endswith(", min")]
+
+
+def test_the_csv_of_cost_has_hours_whatever_is_shown():
+    table = tables.cost([record()])
+    assert table.shown["In all, min"].tolist() == ["45.0"] and table.numbers["hours"].tolist() == [0.75]
+
+
+def test_a_resumed_run_counts_in_no_mean_of_cost():
+    slow = record(seed=1, seconds={"optimize": 9e3, "evaluate": 9e2}, tokens={"prompt": 1}, notes={"resumed": True})
+    table = tables.cost([record(seed=0, notes={"resumed": False}), slow])
+    found = table.shown.iloc[0]
+    assert (found["In all, min"], found["Prompt, k tokens"], found["Seeds"]) == ("45.0", "4.0", "2")
+    assert "(1 of 2)" in table.caption
+    assert "interrupted" not in tables.cost([record()]).caption
+
+
+def test_cost_of_resumed_runs_alone_is_missing():
+    shown = tables.cost([record(notes={"resumed": True})]).shown.iloc[0]
+    assert shown["Peak memory, GB"] == names.MISSING and not [head for head in shown.index if "tokens" in head]
 
 
 def test_cost_has_the_budget_of_rollouts_and_calls():
@@ -227,8 +302,8 @@ def test_a_composition_pays_for_the_prompts_that_it_starts_from():
     composed = record(strategy="composition", notes={"prompt_optimization": before})
     table = tables.cost([record(), composed]).shown.set_index("Strategy")
     own, paid = table.loc["Vanilla CoT"], table.loc["BetterTogether(PO, mmGRPO)"]
-    assert (own["Prompts before, h"], paid["Prompts before, h"]) == (names.MISSING, "1.00")
-    assert (own["In all, h"], paid["In all, h"]) == ("0.75", "1.75")  # the earlier test run is not its own
+    assert (own["Prompts before, min"], paid["Prompts before, min"]) == (names.MISSING, "60.0")
+    assert (own["In all, min"], paid["In all, min"]) == ("45.0", "105.0")  # the earlier test run is not its own
     assert (own["Prompt, k tokens"], paid["Prompt, k tokens"]) == ("4.0", "10.0")
 
 

@@ -227,16 +227,19 @@ def test_the_prompt_shown_is_the_rendered_one_with_its_length():
     assert "&lt;|system|&gt;" in shown and " tokens</p>" in shown
 
 
-def test_an_outcome_has_its_standard_error_and_parse_failures():
+def test_an_outcome_has_its_standard_error_and_interrupted_runs():
     done = record((1.0, 0.0, 0.0, 1.0), outcomes=("completed", "interrupted", "completed", "completed"))
     row = show.outcome(done).iloc[0]
-    assert row["test score"] == "50.0 ± 28.9"  # 100 * sqrt(4/3 * 0.25) / sqrt(4)
-    assert row["parse failures"] == 1 and row["optimize, s"] == 1800.0 and row["prompt tokens"] == 4000
+    assert row["test score ± standard error"] == "50.0 ± 28.9"  # 100 * sqrt(4/3 * 0.25) / sqrt(4)
+    assert row["interrupted runs"] == 1
+    assert row["optimize, s"] == 1800.0 and row["prompt tokens"] == 4000
 
 
-def test_an_unscorable_example_is_left_out_and_one_score_has_no_error():
-    done = record((1.0, 0.0), outcomes=("completed", "unscorable"))
-    assert show.outcome(done)["test score"].item() == "100.0"
+@pytest.mark.parametrize(
+    ("scores", "outcomes"), [((1.0, 0.0), ("completed", "unscorable")), ((1.0, 1.0, 1.0), ())], ids=["one", "equal"]
+)
+def test_one_score_has_no_standard_error_and_neither_have_equal_ones(scores, outcomes):
+    assert show.outcome(record(scores, outcomes=outcomes))["test score ± standard error"].item() == "100.0 ± –"
 
 
 def test_an_outcome_of_a_smoke_run_says_so():

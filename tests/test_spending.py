@@ -59,7 +59,7 @@ def test_a_composition_pays_for_the_apis_of_its_prompts_too(api):
     ready = study(api, "composition")
     (needed,) = ready.cell.needs
     before = {"judge": {"calls": 5, "prompt": 5, "completion": 5, "dollars": 0.5, "unpriced": 0}}
-    notes = {"cell": needed.fingerprint(), "spending": before}
+    notes = {"cell": needed.fingerprint(), "spending": before, "resumed": False}
     records.write(record(task="papillon", strategy="prompt_optimization", notes=notes), needed.record)
     records.write_json(ready.program.dump_state(), needed.private_program)
     made = run(ready)

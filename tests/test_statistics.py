@@ -115,6 +115,27 @@ def test_example_unscorable_on_one_side_counts_on_neither():
     assert gain([Pair("t", "m", new, base)]).points == Interval(0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("new", "base", "expected"),
+    [
+        ([[1.0, NAN]], [[1.0, NAN]], True),
+        ([[1.0, 0.0]], [[0.0, 1.0]], False),  # equal means are not enough
+        ([[1.0, 0.0]], [[1.0, NAN]], False),
+        ([[NAN]], [[NAN]], False),  # nothing is known
+        ([[1.0, 0.0]], [[1.0]], False),
+    ],
+)
+def test_scores_are_equal_on_every_example_or_not_at_all(new, base, expected):
+    assert Pair("t", "m", np.array(new), np.array(base)).equal is expected
+
+
+def test_verdict_of_a_gain_is_equal_only_where_every_pair_is():
+    same = Pair("a", "m", np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]]))
+    other = Pair("b", "m", np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    assert gain([same]).verdict == "equal"
+    assert gain([other]).verdict == gain([same, other]).verdict == "undecided"
+
+
 def test_relative_gain_over_zero_is_missing():
     result = gain([Pair("t", "m", np.ones((1, 3)), np.zeros((1, 3)))])
     assert result.points.estimate == 100

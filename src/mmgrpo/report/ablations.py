@@ -67,10 +67,10 @@ def _rows(ablation: Ablation, cells: Mapping[str, Mapping[tuple[str, str, str], 
     }
     rows = []
     for (task, model), pair in claims.pairs(Claim("new", "base"), sides).items():
-        points = statistics.gain([pair], seed=seed).points
+        gain = statistics.gain([pair], seed=seed)
         rows.append({
             "choice": ablation.choice, "strategy": ablation.strategy, "task": task, "model": model,
             "new": ablation.new, "base": ablation.base, "seeds": len(pair.new),
-            "points": points.estimate, "low": points.low, "high": points.high, "verdict": statistics.verdict(points),
+            "points": gain.points.estimate, "low": gain.points.low, "high": gain.points.high, "verdict": gain.verdict,
         })  # fmt: skip
     return rows

@@ -43,9 +43,10 @@ CAPTION = (
     "second strategy; averages weigh tasks and models equally. In brackets the 95% bootstrap interval over seeds and "
     "test examples, both strategies resampled together. A claim holds where the whole interval of the gain in points "
     "is above zero, doesn't hold where it is below, and is undecided otherwise; the verdict is on the sign, not on the "
-    "size. Where a published gain and ours are of different models, tasks or data, the first is context, no target. "
-    "The published trajectory-level run used the CISPO loss and more tuning. Of mmGRPO and MIPROv2 neither dominates in "
-    "the paper: of its six pairs mmGRPO wins three and MIPROv2 two."
+    "size. Pairs whose scores are equal on every example, as where a program's one module is called once and both levels "
+    "are the same training, don't enter an average. Where a published gain and ours are of different models, tasks or "
+    "data, the first is context, no target. The published trajectory-level run used the CISPO loss and more tuning. Of "
+    "mmGRPO and MIPROv2 neither dominates in the paper: of its six pairs mmGRPO wins three and MIPROv2 two."
 )
 
 
@@ -91,16 +92,21 @@ def _published_means() -> pd.DataFrame:
 
 
 def _rows(claim: Claim, cells: dict[tuple[str, str, str], Cell], smoke: bool, seed: int) -> Iterable[dict]:
-    """The average over all pairs, then each pair, unless it is the only one and has no published gain of its own."""
+    """The average over the pairs that aren't equal, then each pair, unless the average is its own.
+
+    Where all pairs are equal, so is their average. A pair with a published gain of its own has its row in any case.
+    """
     found = pairs(claim, cells)
-    yield _row(claim, None, list(found.values()), smoke, seed)
+    averaged = [pair for pair in found.values() if not pair.equal] or list(found.values())
+    yield _row(claim, None, averaged, smoke, seed)
     order = (
         names.ordered({task for task, _ in found}, names.TASKS),
         names.ordered({model for _, model in found}, names.MODELS),
     )
     for task, model in sorted(found, key=lambda pair: (order[0].index(pair[0]), order[1].index(pair[1]))):
-        if len(found) > 1 or published_gain(claim, task, model)[1]:
-            yield _row(claim, (task, model), [found[task, model]], smoke, seed)
+        pair = found[task, model]
+        if averaged != [pair] or published_gain(claim, task, model)[1]:
+            yield _row(claim, (task, model), [pair], smoke, seed)
 
 
 def _row(claim: Claim, where: tuple[str, str] | None, members: list[Pair], smoke: bool, seed: int) -> dict:
@@ -109,7 +115,7 @@ def _row(claim: Claim, where: tuple[str, str] | None, members: list[Pair], smoke
     if members:
         result = statistics.gain(members, seed=seed)
         points, relative = result.points, result.relative
-        verdict = NOT_A_RESULT if smoke else statistics.verdict(points)
+        verdict = NOT_A_RESULT if smoke else result.verdict
     only = members[0] if len(members) == 1 else None
     return {
         "new": claim.new, "base": claim.base,

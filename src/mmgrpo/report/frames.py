@@ -1,4 +1,4 @@
-"""Records as tidy frames: one row a run, a test example, a curve step or a validation.
+"""Records as tidy frames: one row a run, a test example, an update or a validation.
 
 The score of an unscorable example is NaN here, so that no mean counts it as a wrong answer.
 """
@@ -19,6 +19,7 @@ from mmgrpo.records import Record, Score
 RUN = ["task", "model", "strategy", "seed"]  # what tells one run of a profile from another
 CELL = ["task", "model", "strategy"]
 OUTCOMES = ("completed", "interrupted", "crashed", "unscorable")
+SHORT = 3  # hours; where no run takes as long, times are shown in minutes
 NO_RECORDS = "There are no records to report on: run some cells first, then build the report again."
 
 
@@ -61,26 +62,27 @@ def runs(records: Sequence[Record]) -> pd.DataFrame:
 
     `hours_before` is what the optimization took that the run starts from (a composition's prompts), NaN where it
     starts from nothing. It counts in `hours`, as do the tokens and calls of that earlier run. `rollouts` are the runs that
-    training sampled, NaN where nothing was trained.
+    training sampled, NaN where none were logged. What a run cost is NaN where it, or the one before, was `resumed`.
     """
     rows = []
     for record in records:
         outcomes = Counter(score.outcome for score in record.scores)
+        rollouts = [entry["rollouts"] for entry in record.curve if "rollouts" in entry]  # of a batch's first update
         earlier = [note for note in record.notes.values() if isinstance(note, dict) and "seconds" in note]
-        before = sum(note["seconds"].get("optimize", 0.0) for note in earlier) if earlier else np.nan
-        tokens = sum((Counter(note.get("tokens", {})) for note in earlier), Counter(record.tokens))
+        resumed, costs = any(note.get("resumed") for note in (record.notes, *earlier)), _costs(record, earlier)
         rows.append(
             _identity(record)
             | {"score": 100 * _mean(_values(record.scores)), "examples": len(record.scores)}
             | {outcome: outcomes[outcome] for outcome in OUTCOMES}
-            | {f"hours_{stage}": seconds / 3600 for stage, seconds in record.seconds.items()}
-            | {"hours_before": before / 3600, "hours": np.nansum([before, *record.seconds.values()]) / 3600}
-            | {"rollouts": sum(step.get("rollouts", np.nan) for step in record.curve) if record.curve else np.nan}
-            | {f"tokens_{kind}": tokens[kind] for kind in record.tokens}
-            | _paid(note.get("spending") for note in (record.notes, *earlier))
-            | {"peak_memory_gb": record.peak_memory_gb, "smoke": record.smoke}
+            | {"rollouts": sum(rollouts) if rollouts else np.nan, "resumed": resumed, "smoke": record.smoke}
+            | (dict.fromkeys(costs, np.nan) if resumed else costs)  # those of the last process are no run's
         )
     return pd.DataFrame(rows)
+
+
+def unit_of_time(hours: pd.Series) -> tuple[str, int]:
+    """The unit in which to show times of which `hours` are the longest, and how many of it an hour has."""
+    return ("min", 60) if hours.max() < SHORT else ("h", 1)
 
 
 def examples(records: Sequence[Record]) -> pd.DataFrame:
@@ -107,12 +109,12 @@ def details(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def curve(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a GRPO step of a run, with whatever the trainer logged; NaN where a run lacks a key."""
+    """One row an update of a run, with whatever the trainer logged; NaN where a run lacks a key."""
     return _entries(records, "curve", ["step", "reward"])
 
 
 def validation(records: Sequence[Record]) -> pd.DataFrame:
-    """One row a validation of a run: `step` (of GRPO, or trial of a prompt optimization), and score in [0, 1]."""
+    """One row a validation of a run: `step` (the update, or trial of a prompt optimization), and score in [0, 1]."""
     return _entries(records, "validation", ["step", "score"])
 
 
@@ -143,6 +145,19 @@ def _cell(records: Sequence[Record]) -> Cell:
 def _values(scores: Sequence[Score]) -> np.ndarray:
     """Scores in [0, 1], [examples]; NaN where unscorable."""
     return np.array([np.nan if score.outcome == "unscorable" else score.score for score in scores], dtype=float)
+
+
+def _costs(record: Record, earlier: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Hours, tokens, paid APIs and memory of a run; `earlier` are its notes on runs that it starts from."""
+    before = sum(note["seconds"].get("optimize", 0.0) for note in earlier) if earlier else np.nan
+    tokens = sum((Counter(note.get("tokens", {})) for note in earlier), Counter(record.tokens))
+    return (
+        {f"hours_{stage}": seconds / 3600 for stage, seconds in record.seconds.items()}
+        | {"hours_before": before / 3600, "hours": np.nansum([before, *record.seconds.values()]) / 3600}
+        | {f"tokens_{kind}": tokens[kind] for kind in record.tokens}
+        | _paid(note.get("spending") for note in (record.notes, *earlier))
+        | {"peak_memory_gb": record.peak_memory_gb}
+    )
 
 
 def _paid(spending: Iterable[dict[str, dict[str, float]] | None]) -> dict[str, float]:

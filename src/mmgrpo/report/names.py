@@ -23,7 +23,7 @@ PAPER_STRATEGIES = {
 }
 STRATEGIES = PAPER_STRATEGIES | {"gepa": "GEPA", "fast_slow": "Fast-Slow"}
 
-STATISTICS = {  # of one GRPO step, by their key in a record's curve
+STATISTICS = {  # of one update, by their key in a record's curve
     "groups/kept": "groups kept",
     "groups/dropped_no_variance": "groups dropped, equal rewards",
     "groups/dropped_single": "groups dropped, one member",

@@ -48,14 +48,14 @@ def section(studies: Mapping[str, Sequence[Record]]) -> str:
 
 def _study(source: str, records: Sequence[Record]) -> str:
     numbers, place = summary.scores((), records), Path("figures/committed", evidence.FOLDERS[source]).as_posix()
-    single = tables.ONE_SEED if (numbers["committed_seeds"] == 1).any() else ""
     return "\n".join([
         f"Our runs of the profile `{evidence.PROFILE}` on {DATA[source]}: all their tables and figures are in "
-        f"[{place}]({place}), their records in [data/evidence](data/evidence). {CONTEXT}{single}",
+        f"[{place}]({place}), their records in [data/evidence](data/evidence). {CONTEXT}{summary.caveats((), records, numbers)}",
         "",
         *writers.markdown_rows(_scores(numbers)),
         "",
-        f"Does each gain of the paper show? [The claims task by task]({place}/table_claims.md).",
+        f"Does each gain of the paper show? [The claims task by task]({place}/table_claims.md), and "
+        "[why](data/evidence/README.md).",
         "",
         *writers.markdown_rows(_claims(records)),
         "",

@@ -20,7 +20,7 @@ REPLICATES = 4000
 LEVEL = 95.0  # percent
 ROUNDING = 1e-9  # points; numbers that differ by less are equal
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+HOLDS, FAILS, UNDECIDED, EQUAL = "holds", "does not hold", "undecided", "equal"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Pair:
     new: np.ndarray  # [S, E]; NaN where unscorable
     base: np.ndarray  # [S, E]
 
+    @property
+    def equal(self) -> bool:
+        return equal(self.new, self.base)
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -48,6 +52,7 @@ class Gain:
 
     points: Interval
     relative: Interval  # percent of the base; NaN where it is zero, without bounds where that of a replicate is
+    verdict: str  # by the interval of the points, or "equal" where every pair is
 
 
 def mean_and_sd(scores: np.ndarray) -> tuple[float, float]:
@@ -78,10 +83,11 @@ def gain(pairs: Sequence[Pair], *, seed: int = 0) -> Gain:
     )
     drawn_new, drawn_base = 100 * drawn  # [2, R]
     points = _interval(new - base, drawn_new - drawn_base)
+    found = EQUAL if all(pair.equal for pair in pairs) else verdict(points)
     estimate = 100 * (new / base - 1) if base > 0 else np.nan
     if not base > 0 or (drawn_base <= 0).any():
-        return Gain(points, relative=Interval(float(estimate), np.nan, np.nan))
-    return Gain(points, relative=_interval(estimate, 100 * (drawn_new / drawn_base - 1)))
+        return Gain(points, Interval(float(estimate), np.nan, np.nan), found)
+    return Gain(points, _interval(estimate, 100 * (drawn_new / drawn_base - 1)), found)
 
 
 def difference(
@@ -95,6 +101,11 @@ def difference(
     drawn_new = _replicates(new, task, model, seed)
     drawn_base = _replicates(base, task if paired else f"{task}, base", f"{model}, base", seed)
     return _interval(mean_and_sd(new)[0] - mean_and_sd(base)[0], 100 * (drawn_new - drawn_base))
+
+
+def equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether both have the same scores, unscorable examples included, and any score at all."""
+    return bool(np.array_equal(one, other, equal_nan=True) and not np.isnan(one).all())
 
 
 def within(value: float, interval: Interval) -> bool:

@@ -37,6 +37,29 @@ def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed:
     ]
 
 
+def caveats(records: Sequence[Record], committed: Sequence[Record], numbers: pd.DataFrame) -> str:
+    """What a reader of `numbers`, the scores of these records, may stumble over: sentences, each where it applies."""
+    said = []
+    if numbers[["seeds", "committed_seeds"]].eq(1).any(axis=None):
+        said.append("One seed has no deviation, and its interval covers the choice of test examples only.")
+    if _one_run(records) or _one_run(committed):
+        said.append(f"Greedy replies on a fixed test split: all seeds of {names.strategy('vanilla')} are one run.")
+    judges = {record.task: record.settings.get("task", {}).get("judge") for record in (*records, *committed)}
+    lexical = [task for task, judge in judges.items() if judge == "lexical"]
+    if tasks := ", ".join(map(names.task, names.ordered(lexical, names.TASKS))):
+        said.append(
+            f"Our metric of {tasks} is another one than the published: a lexical judge, not a language model that "
+            "compares answers."
+        )
+    return "".join(f" {sentence}" for sentence in said)
+
+
+def _one_run(records: Sequence[Record]) -> bool:
+    """Whether all seeds of vanilla are equal on every example, in a cell that has several."""
+    cells = [cell.scores for (_, _, strategy), cell in frames.cells(records).items() if strategy == "vanilla"]
+    return any(len(scores) > 1 and all(statistics.equal(scores[0], other) for other in scores) for scores in cells)
+
+
 def _measured(records: Sequence[Record], seed: int) -> pd.DataFrame:
     rows = []
     for (task, model, strategy), cell in frames.cells(records).items():

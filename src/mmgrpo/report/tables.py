@@ -15,20 +15,14 @@ from mmgrpo.report.statistics import Interval
 from mmgrpo.report.writers import Table, bounds, count, estimate, number, spread
 
 STAGES = {
-    "hours_before": "Prompts before, h",
-    "hours_optimize": "Optimize, h",
-    "hours_evaluate": "Evaluate, h",
-    "hours": "In all, h",
+    "hours_before": "Prompts before",
+    "hours_optimize": "Optimize",
+    "hours_evaluate": "Evaluate",
+    "hours": "In all",
 }
-TOKENS = {
-    "tokens_prompt": "Prompt, k tokens",
-    "tokens_prefilled": "Prefilled, k tokens",
-    "tokens_completion": "Completion, k tokens",
-    "tokens_trained": "Trained, k tokens",
-}
+TOKENS = {"tokens_prompt": "Prompt, k tokens", "tokens_completion": "Completion, k tokens"}
 BUDGET = {"rollouts": "Rollouts", "tokens_calls": "Policy calls"}
 APIS = {"api_calls": "API calls", "api_dollars": "API, $"}
-ONE_SEED = " One seed has no deviation, and its interval covers the choice of test examples only."
 
 
 def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed: int = 0) -> Table:
@@ -54,8 +48,7 @@ def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed:
         caption += " Committed: our own runs, whose records lie in data/evidence."
     if committed and records:
         caption += " Reproduced: the runs of this machine." + evidence.differences(records, committed)
-    if numbers[["seeds", "committed_seeds"]].eq(1).any(axis=None):
-        caption += ONE_SEED
+    caption += summary.caveats(records, committed, numbers)
     return Table(
         "table_scores", "Scores by strategy, task and model", caption, shown, numbers, frames.is_smoke(records)
     )
@@ -93,18 +86,19 @@ def agreement(records: Sequence[Record], committed: Sequence[Record], *, seed: i
 
 
 def cost(records: Sequence[Record]) -> Table:
-    """What a run takes: hours, tokens, paid APIs and memory, means over seeds."""
+    """What a run takes: time, tokens, paid APIs and memory, means over seeds."""
     runs = frames.runs(records)
     columns = [name for name in (*STAGES, *BUDGET, *TOKENS) if name in runs and runs[name].notna().any()]
     numbers = runs.groupby(frames.CELL)[[*columns, *APIS, "peak_memory_gb"]].mean().reset_index()
     numbers = numbers.merge(runs.groupby(frames.CELL).size().rename("seeds").reset_index(), on=frames.CELL)
     paper = published.cost().rename(columns={"hours": "published_hours", "hardware": "published_hardware"})
     numbers = _in_order(numbers.merge(paper, on="strategy", how="left"))
-    shown = _heads(numbers)
-    for heads, unit, digits in ((STAGES, 1, 2), (BUDGET, 1, 0), (TOKENS, 1000, 1)):
+    shown, (unit, per_hour) = _heads(numbers), frames.unit_of_time(runs["hours"])
+    times = {name: f"{head}, {unit}" for name, head in STAGES.items()}
+    for heads, one, digits in ((times, 1 / per_hour, 1 if unit == "min" else 2), (BUDGET, 1, 0), (TOKENS, 1000, 1)):
         for name, head in heads.items():
             if name in numbers:
-                shown[head] = [number(value / unit, digits) for value in numbers[name]]
+                shown[head] = [number(value / one, digits) for value in numbers[name]]
     for name, head in APIS.items():
         shown[head] = [number(value, 4 if name == "api_dollars" else 1) for value in numbers[name]]
     shown["Peak memory, GB"] = [number(value) for value in numbers["peak_memory_gb"]]
@@ -113,21 +107,11 @@ def cost(records: Sequence[Record]) -> Table:
         names.MISSING if pd.isna(hours) else f"{hours} on {hardware}" for hours, hardware in paper_cost
     ]
     shown["Seeds"] = [str(n) for n in numbers["seeds"]]
-    caption = (
-        "Wall-clock hours, thousands of tokens, paid APIs and peak memory of one run, means over seeds; "
-        f"machine: {_machines(records)}. A run that starts from optimized prompts pays for them too: "
-        "its hours in all, its tokens and its calls include that earlier run. "
-        "Rollouts: program runs that training sampled. Policy calls: all that were made of the policy, those of validation "
-        "and test included. "
-        f"API calls answered from the cache cost nothing and don't count; {names.MISSING}: the task asks no API, or the "
-        "number or its price isn't known. "
-        "The published hours are the paper's means over its tasks and 8B models."
-    )
-    return Table("table_cost", "Cost", caption, shown, numbers, frames.is_smoke(records))
+    return Table("table_cost", "Cost", _cost_caption(records, runs), shown, numbers, frames.is_smoke(records))
 
 
 def groups(records: Sequence[Record]) -> Table | None:
-    """What became of rollouts and groups in training, means over steps and seeds; None where no run logged any."""
+    """What became of rollouts and groups in training, means over updates and seeds; None where no run logged any."""
     curve = frames.curve(records)
     keys = names.ordered(
         (key for key in curve if key.startswith(("groups/", "calls/", "members/")) or key in names.STATISTICS),
@@ -136,7 +120,7 @@ def groups(records: Sequence[Record]) -> Table | None:
     if not keys:
         return None
     counts = [key for key in keys if "/" in key]
-    counted = curve[counts].notna().any(axis=1)  # a step logs only the counts that are not zero
+    counted = curve[counts].notna().any(axis=1)  # an update logs only the counts that are not zero
     curve.loc[counted, counts] = curve.loc[counted, counts].fillna(0.0)
     by_run = curve.groupby(frames.RUN)[keys].mean().reset_index()
     numbers = _in_order(by_run.groupby(frames.CELL)[keys].mean().reset_index())
@@ -144,7 +128,7 @@ def groups(records: Sequence[Record]) -> Table | None:
     for key in keys:
         percent, digits = (100 if key == "format_failures" else 1), (2 if key.startswith("group_std") else 1)
         shown[names.statistic(key).capitalize()] = [number(percent * value, digits) for value in numbers[key]]
-    caption = f"Means of one training step over steps and seeds. {names.MISSING}: not logged by that strategy."
+    caption = f"Means of one update over updates and seeds. {names.MISSING}: not logged by that strategy."
     return Table("table_groups", "Groups in training", caption, shown, numbers, frames.is_smoke(records))
 
 
@@ -173,8 +157,8 @@ def outcomes(records: Sequence[Record]) -> Table:
     for name in counts:
         shown["Test runs" if name == "examples" else name.capitalize()] = [str(n) for n in numbers[name]]
     caption = (
-        "How the program's runs on test examples ended, summed over seeds. Interrupted: an output didn't parse. "
-        "Unscorable runs count neither as right nor as wrong; all others count in the score."
+        "How the program's runs on test examples ended, summed over seeds. Interrupted: an output didn't parse, or a "
+        "prompt outgrew the context. Unscorable runs count neither as right nor as wrong; all others count in the score."
     )
     return Table("table_outcomes", "Outcomes of test runs", caption, shown, numbers, frames.is_smoke(records))
 
@@ -189,6 +173,24 @@ def measured_scores(rows: pd.DataFrame, prefix: str = "") -> list[str]:
         names.MISSING if math.isnan(mean) else f"{spread(mean, sd)} {bounds(low, high)}"
         for mean, sd, low, high in measured.itertuples(index=False)
     ]
+
+
+def _cost_caption(records: Sequence[Record], runs: pd.DataFrame) -> str:
+    resumed = (
+        f" Runs that were interrupted and went on in another process, or start from such a run ({runs['resumed'].sum()} of "
+        f"{len(runs)}), don't count in these means, except in rollouts."
+    )
+    return (
+        "Wall-clock time, thousands of tokens, paid APIs and peak memory of one run, means over seeds; "
+        f"machine: {_machines(records)}. A run that starts from optimized prompts pays for them too: its time in all "
+        "includes that earlier run's optimization and nothing else of it; its tokens, calls and dollars include that "
+        "run's own test evaluation, too. "
+        "Rollouts: program runs that training sampled. Policy calls: all that were made of the policy, those of validation "
+        "and test included. "
+        f"API calls answered from the cache cost nothing and don't count; {names.MISSING}: the task asks no API, or the "
+        "number or its price isn't known. "
+        "The published hours are the paper's means over its tasks and 8B models."
+    ) + (resumed if runs["resumed"].any() else "")
 
 
 def _agreement(key: tuple[str, str, str], ours: Cell, theirs: Cell, *, seed: int) -> dict[str, Any]:

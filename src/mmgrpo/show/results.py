@@ -20,12 +20,13 @@ from mmgrpo.report.writers import Table
 
 
 def outcome(record: Record) -> pd.DataFrame:
-    """Test score ± standard error over examples in points of 100, parse failures, seconds by stage and tokens."""
+    """Test score ± standard error over examples in points of 100, interrupted runs, seconds by stage and tokens."""
     scores = 100 * frames.examples([record])["score"]
+    error = scores.sem() if scores.nunique() > 1 else float("nan")
     row = {
-        "test score": writers.spread(scores.mean(), scores.sem()),
+        "test score ± standard error": f"{writers.number(scores.mean())} ± {writers.number(error)}",
         "test examples": len(scores),
-        "parse failures": sum(score.outcome == "interrupted" for score in record.scores),
+        "interrupted runs": sum(score.outcome == "interrupted" for score in record.scores),
         **{f"{stage}, s": round(seconds, 1) for stage, seconds in record.seconds.items()},
         **{f"{kind} tokens": record.tokens[kind] for kind in ("prompt", "completion") if kind in record.tokens},
     }

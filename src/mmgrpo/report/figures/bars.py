@@ -16,6 +16,9 @@ from mmgrpo.report import frames, names, summary
 from mmgrpo.report.figures.style import INCHES, colour, legend, new
 
 SLOT = 0.3  # inches of one strategy's slot
+INTERVAL, PUBLISHED = "95% bootstrap interval", "published, mean ± sd"
+INK = "0.15"
+BEAM = [(-0.4, -1), (0.4, -1), (0, -1), (0, 1), (-0.4, 1), (0.4, 1)]  # an interval's marker in the legend
 
 
 def scores(records: Sequence[Record], *, seed: int = 0) -> Figure:
@@ -32,9 +35,10 @@ def scores(records: Sequence[Record], *, seed: int = 0) -> Figure:
             axis.set_ylabel("Test score, points of 100")
         axes[0, 0].set_ylim(bottom=0)  # after all panels are drawn: it ends the automatic choice of the shared scale
         handles = [Patch(color=colour(name), label=names.strategy(name)) for name in strategies]
-        handles.append(
-            Line2D([], [], color="0.25", marker="o", markerfacecolor="white", linewidth=1, label="published, mean ± sd")
-        )
+        handles += [
+            Line2D([], [], color=INK, marker=BEAM, markersize=9, fillstyle="none", linestyle="", label=INTERVAL),
+            Line2D([], [], color="0.25", marker="o", markerfacecolor="white", linewidth=1, label=PUBLISHED),
+        ]
         legend(figure, handles)
     return figure
 
@@ -79,7 +83,7 @@ def _bar(axis: Axes, middle: float, width: float, mean: float, low: float, high:
     axis.bar(middle, mean, width, color=colour)
     if not np.isnan(low):
         axis.errorbar(
-            middle, mean, yerr=[[max(mean - low, 0)], [max(high - mean, 0)]], color="0.15", elinewidth=1, capsize=2
+            middle, mean, yerr=[[max(mean - low, 0)], [max(high - mean, 0)]], color=INK, elinewidth=1, capsize=2
         )
     if mean == 0:
-        axis.annotate("0", (middle, 0), (0, 2), textcoords="offset points", ha="center", color="0.15")
+        axis.annotate("0", (middle, 0), (0, 2), textcoords="offset points", ha="center", color=INK)

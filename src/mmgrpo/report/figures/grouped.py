@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from mmgrpo.records import Record
@@ -49,7 +50,7 @@ def rollout_groups(records: Sequence[Record]) -> Figure | None:
 
 
 def reward_variance(records: Sequence[Record]) -> Figure | None:
-    """Reward deviation within groups by step, of the K-diverse members and of all; None where no group was cut.
+    """Reward deviation within groups by update, of the K-diverse members and of all; None where no group was cut.
 
     Means over models and seeds.
     """
@@ -58,18 +59,18 @@ def reward_variance(records: Sequence[Record]) -> Figure | None:
     if not needed <= set(curve):
         return None
     cut = curve.groupby(frames.RUN)["members/dropped_k_diverse"].transform("max") > 0
-    curve = curve[cut & (curve["groups/kept"] > 0)]  # a step without a group has no deviation
+    curve = curve[cut & (curve["groups/kept"] > 0)]  # an update without a group has no deviation
     if curve.empty:
         return None
     tasks, strategies = names.ordered(curve["task"], names.TASKS), names.ordered(curve["strategy"], names.STRATEGIES)
     with new(1, len(tasks), smoke=frames.is_smoke(records), sharey=True) as (figure, axes):
         for axis, task in zip(axes[0], tasks, strict=True):
             for strategy, members in curve[curve["task"] == task].groupby("strategy"):
-                by_step = members.groupby("step")[["group_std", "group_std_all"]].mean()
-                for line, name in zip(LINES, by_step, strict=False):
-                    axis.plot(by_step.index, by_step[name], line, color=colour(strategy), linewidth=1.6)
+                by_update = members.groupby("step")[["group_std", "group_std_all"]].mean()
+                for line, name in zip(LINES, by_update, strict=False):
+                    axis.plot(by_update.index, by_update[name], line, color=colour(strategy), linewidth=1.6)
             axis.set_title(names.task(task))
-            axis.set_xlabel("GRPO step")
+            axis.set_xlabel("Update")
             axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes[0, 0].set_ylabel("Reward deviation\nwithin a group")
         axes[0, 0].set_ylim(bottom=0)
@@ -92,7 +93,7 @@ def _runs(axis: Axes, runs: list[dict[str, Any]], colours: dict[str, Any]) -> No
         reward = number(run["reward"] if run["reward"] is not None else float("nan"), 2)
         axis.annotate(reward, (start, row), (4, 0), textcoords="offset points", va="center")
     axis.set_xlim(0, 1.12 * longest)
-    axis.set_xlabel("Tokens generated, with the run's reward behind")
+    axis.set_xlabel("Tokens generated (number: the run's reward)")
     axis.set_ylabel("Run")
     _rows_axis(axis, [str(run["rollout"]) for run in runs])
 
@@ -104,14 +105,15 @@ def _groups(axis: Axes, drawn: dict[str, Any], rows: dict[int, int]) -> None:
             hatch = REPEATED if _is_copy(group, member, drawn["runs"][rows[member["rollout"]]]) else None
             row, advantage = rows[member["rollout"]], member["advantage"]
             axis.add_patch(_block(column - HIGH / 2, row, HIGH, facecolor=shade(advantage), hatch=hatch))
-            under = {"facecolor": shade(advantage), "edgecolor": "none", "pad": 1.5}
+            halo = [withStroke(linewidth=3, foreground=shade(advantage))] if hatch else None  # or the hatch hides it
             text = number(advantage, 1, sign=True)
-            axis.text(column, row, text, ha="center", va="center", color="black", bbox=under)
+            axis.text(column, row, text, ha="center", va="center", color="black", path_effects=halo)
     axis.set_xlim(-0.6, len(drawn["groups"]) - 0.4)
-    labels = ["\n".join(str(part) for part in group["key"]) or "whole runs" for group in drawn["groups"]]
+    keys = [group["key"] for group in drawn["groups"]]
+    labels = [f"{key[0]}\ncall {key[1]}" if key else "whole runs" for key in keys]
     slanted = {"rotation": 30, "ha": "right"} if len(labels) > 3 else {}
     axis.set_xticks(range(len(labels)), labels, **slanted)
-    axis.set_xlabel("Group: module and how-many-th call" if any(group["key"] for group in drawn["groups"]) else "Group")
+    axis.set_xlabel("Group: module and how-many-th call, from 0" if any(keys) else "Group")
     _rows_axis(axis, [str(rollout) for rollout in rows])
 
 

@@ -7,17 +7,22 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mmgrpo.records import Record
 from mmgrpo.report import frames, names
-from mmgrpo.report.figures.style import LINES, MARKERS, colour, legend, new, nth, strategy_handles
+from mmgrpo.report.figures.style import LINES, MARKERS, colour, dot, legend, new, nth, strategy_handles
 
 HOP = re.compile(r"(?P<what>.+)_hop_(?P<hop>\d+)")  # details such as recall_hop_2
+SEEDS = [
+    Line2D([], [], color="0.25", linestyle="", marker="o", markersize=size, label=label, alpha=alpha)
+    for size, label, alpha in ((3.7, "one seed", 0.5), (7.2, "mean of seeds", 1.0))
+]
 
 
 def quality_leakage(records: Sequence[Record]) -> Figure | None:
-    """Quality against leakage, small for each seed and large for their mean; None where no run has both parts.
+    """Quality against leakage, large for the mean of seeds and small for each; None where no run has both parts.
 
     Means over the test examples whose reply could be judged: one that did not parse has neither part.
     """
@@ -30,15 +35,16 @@ def quality_leakage(records: Sequence[Record]) -> Figure | None:
     with new(1, len(tasks), smoke=frames.is_smoke(records)) as (figure, axes):
         for axis, task in zip(axes[0], tasks, strict=True):
             for (strategy, model), runs in parts[parts["task"] == task].groupby(["strategy", "model"]):
-                style = {"color": colour(strategy), "marker": nth(MARKERS, models.index(model))}
-                seeds = 100 * runs[["leakage", "quality"]]
-                axis.scatter(seeds["leakage"], seeds["quality"], s=14, alpha=0.5, linewidth=0, **style)
-                axis.scatter(*seeds.mean(), s=52, edgecolor="white", linewidth=0.5, **style)
+                marker, seeds = nth(MARKERS, models.index(model)), runs[["leakage", "quality"]]
+                if len(seeds) > 1:
+                    axis.scatter(seeds["leakage"], seeds["quality"], alpha=0.5, marker=marker, **dot(strategy, 14))
+                axis.scatter(*seeds.mean(), marker=marker, **dot(strategy, 52))
             axis.set_title(names.task(task))
-            axis.set_xlabel("Leakage, % of private units (less is better)")
+            axis.set_xlabel("Leakage, share of private units (less is better)")
             axis.margins(0.15)
-        axes[0, 0].set_ylabel("Quality, points of 100")
-        legend(figure, strategy_handles(strategies, models, marker="o"))
+        axes[0, 0].set_ylabel("Quality, from 0 to 1")
+        sizes = SEEDS if parts["seed"].nunique() > 1 else []
+        legend(figure, strategy_handles(strategies, models, marker="o") + sizes)
     return figure
 
 

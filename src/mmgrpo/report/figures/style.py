@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -24,6 +25,8 @@ PALETTE = {  # places in seaborn's "colorblind" palette
     "gepa": 4, "fast_slow": 5,
 }  # fmt: skip
 OTHER_COLOUR = "0.3"
+HOLLOW = "trajectory_grpo"  # its points are rings: on one module called once they lie on those of module level
+RING = 1.4  # points, of its line
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
     "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5,
@@ -37,7 +40,7 @@ BLUE, ORANGE = (0, 114, 178), (230, 159, 0)  # Okabe and Ito: advantages above a
 FULL = 2.0  # advantage, in deviations, from which on the colour is as strong as it gets
 STRENGTH = 0.6  # of the strongest colour; black text stays readable on it
 NARROWEST = 5.7  # inches; a narrower figure would be less wide than its legend
-LEGEND = (0.45, 0.055)  # inches of a legend's handle, and of a character of its text
+LEGEND = (0.5, 0.065)  # inches of a legend's handle with its margins, and of a character of its text
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -83,15 +86,20 @@ def new(
 def legend(figure: Figure, handles: list) -> None:
     """A legend below all panels, in as many columns as fit, at most three."""
     handle, character = LEGEND
-    widest = handle + character * max(len(each.get_label()) for each in handles)
-    columns = min(len(handles), 3, int(figure.get_figwidth() / widest))
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(columns, 1))
+    widths = [handle + character * len(each.get_label()) for each in handles]
+    splits = [np.array_split(widths, columns) for columns in range(1, min(len(handles), 3) + 1)]  # as matplotlib does
+    fitting = [len(split) for split in splits if sum(map(max, split)) <= figure.get_figwidth()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(fitting, default=1))
 
 
 def strategy_handles(strategies: Sequence[str], models: Sequence[str], *, marker: str | None = None) -> list[Line2D]:
     """What a legend says of strategies (by colour) and of models, where there are several (by line, or by marker)."""
     style = {"linewidth": 1.8} if marker is None else {"marker": marker, "linestyle": ""}
-    handles = [Line2D([], [], color=colour(name), label=names.strategy(name), **style) for name in strategies]
+    ring = {"markerfacecolor": "none", "markeredgewidth": RING}
+    handles = [
+        Line2D([], [], color=colour(name), label=names.strategy(name), **style, **(ring if name == HOLLOW else {}))
+        for name in strategies
+    ]
     for place, name in enumerate(models if len(models) > 1 else ()):
         own = {"linestyle": nth(LINES, place)} if marker is None else {"marker": nth(MARKERS, place), "linestyle": ""}
         handles.append(Line2D([], [], color="0.25", label=names.model(name), **own))
@@ -100,6 +108,13 @@ def strategy_handles(strategies: Sequence[str], models: Sequence[str], *, marker
 
 def colour(strategy: str) -> str | tuple[float, float, float]:
     return sns.color_palette("colorblind")[PALETTE[strategy]] if strategy in PALETTE else OTHER_COLOUR
+
+
+def dot(strategy: str, size: float) -> dict[str, Any]:
+    """How a scatter draws a strategy's points of `size` (in points squared): filled, or as a larger ring."""
+    if strategy == HOLLOW:
+        return {"s": 2 * size, "facecolor": "none", "edgecolor": colour(strategy), "linewidth": RING}
+    return {"s": size, "facecolor": colour(strategy), "edgecolor": "white", "linewidth": 0.5}
 
 
 def nth(options: tuple[str, ...], place: int) -> str:
