@@ -84,5 +84,5 @@ def _scores(numbers: pd.DataFrame) -> pd.DataFrame:
 def _claims(records: Sequence[Record]) -> pd.DataFrame:
     """The averages over tasks and models alone."""
     table = claims.build(records)
-    columns = ["Claim", "Published, %", "Ours on", "Ours, points", "Verdict"]
+    columns = ["Claim", "Published, %", "Ours on", "Ours, points", "Seeds", "Verdict"]
     return table.shown.loc[table.numbers["average"], columns]
