@@ -230,7 +230,8 @@ def test_the_program_of_a_finished_run_answers_as_it_did_when_it_was_trained(tmp
     assert scored == [entry["score"] for entry in left_behind.validation]
     trained_on = changes.sampled(ready, left_behind)
     assert np.mean([run.reward for run in trained_on]) == pytest.approx(left_behind.curve[0]["reward"])
-    assert sum(run.tokens for run in trained_on) == left_behind.curve[0]["completion_tokens"]
+    tokens = sum(len(call.completion_ids) for run in trained_on for call in run.calls)
+    assert tokens == left_behind.curve[0]["completion_tokens"]
 
     def texts(policy, program) -> list[str]:
         runs = rollout.evaluate(program, QUESTIONS, policy=policy, metric=ready.task.judge)

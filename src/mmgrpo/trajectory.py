@@ -45,11 +45,6 @@ class Trajectory:
     prediction: Any = None  # the program's output, for showing
     details: dict[str, float] = field(default_factory=dict)  # parts of the reward, where the metric tells them
 
-    @property
-    def tokens(self) -> int:
-        """|ρ| of Eq. 9: tokens generated in the whole run."""
-        return sum(len(call.completion_ids) for call in self.calls)
-
 
 def from_json(run: dict[str, Any]) -> Trajectory:
     """A trajectory as it was before `dataclasses.asdict` and JSON; raises KeyError or TypeError where it isn't one."""
