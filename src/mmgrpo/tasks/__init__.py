@@ -69,7 +69,7 @@ class Task:
     program: Callable[[Splits], dspy.Module]
     judge: Callable[..., Judgement]  # judge(example, prediction, trace=None)
     oracle: Callable[[dspy.Example], dspy.Prediction]  # what a program that knows the answer returns
-    chance: Callable[[Splits], float]  # score in [0, 1] to expect without any language model
+    chance: Callable[[Splits], float]  # validation score in [0, 1] to expect without any language model
     paper_sizes: tuple[int, int]  # training and evaluation examples in the paper
     citation: str
     licence: str

@@ -121,9 +121,9 @@ def task(options: Options) -> Task:
         return abstracts.retriever(options.abstracts_sha256)
 
     def claim_alone(splits: Splits) -> float:
-        """Recall on the test split of one search with the claim: what a run has before its first call."""
+        """Recall on the validation split of one search with the claim: what a run has before its first call."""
         search = retriever(splits.source).search
-        return statistics.fmean(_recall(row, search(row.claim, options.passages)) for row in splits.test)
+        return statistics.fmean(_recall(row, search(row.claim, options.passages)) for row in splits.valid)
 
     return Task(
         name="hover",

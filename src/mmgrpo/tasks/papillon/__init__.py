@@ -64,7 +64,7 @@ def task(options: Options) -> Task:
         if not lexical:
             return 0.5
         reply = dspy.Prediction(llm_request="Please help me.", response=splits.train[0].target_response)
-        return fmean(judge(example, reply).score for example in splits.test)
+        return fmean(judge(example, reply).score for example in splits.valid)
 
     def spending() -> dict[str, dict[str, float]]:
         return {role: dict(asked.spent) for role, asked in models.items() if isinstance(asked, ApiModel)}
