@@ -74,14 +74,15 @@ def test_records_of_this_machine_come_before_the_paper():
     assert plan.survey(todo).finished == {done}
 
 
-def test_before_the_first_run_here_the_committed_runs_say_how_long_it_takes(monkeypatch, tmp_path):
+def test_before_the_first_run_here_uninterrupted_committed_runs_say_how_long_it_takes(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "EVIDENCE", tmp_path / "evidence")
     (cell,) = expand("laptop", strategies=("vanilla",))
     assert plan.survey([cell]).expected(cell) == (plan.GUESS_SECONDS["vanilla"], "guess")
-    for source, seconds in (("embedded", (60.0, 80.0)), ("real", (300.0,))):
-        for seed, one in enumerate(seconds):
-            file = paths.EVIDENCE / source / cell.folder.relative_to(paths.results()).with_name(f"seed-{seed}")
-            records.write(record(seconds={"optimize": 0.0, "evaluate": one}), file / "record.json")
+    kept = (("embedded", 60.0, False), ("embedded", 80.0, False), ("embedded", 1.0, True), ("real", 300.0, False))
+    for seed, (source, seconds, resumed) in enumerate(kept):
+        file = paths.EVIDENCE / source / cell.folder.relative_to(paths.results()).with_name(f"seed-{seed}")
+        made = record(seconds={"optimize": 0.0, "evaluate": seconds}, notes={"resumed": resumed})
+        records.write(made, file / "record.json")
     assert plan.survey([cell]).expected(cell) == (70.0, "committed")
     monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path))
     assert plan.survey([cell]).expected(cell) == (300.0, "committed")

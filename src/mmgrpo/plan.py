@@ -19,7 +19,7 @@ from mmgrpo import paths, profiles, records, tasks
 from mmgrpo.cells import Cell, fingerprints
 from mmgrpo.errors import UserError
 from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
-from mmgrpo.report import published
+from mmgrpo.report import evidence, published
 
 # The paper's, of an 8B model.
 GRPO_HOURS, GRPO_SAMPLES = published.hours("module_grpo"), 750 * 4 * 12
@@ -78,8 +78,7 @@ class Survey:
         except UserError as error:
             self.damaged[cell] = str(error)
             return
-        if not record.notes.get("resumed"):  # such a record knows its last process's seconds alone
-            self.seconds.setdefault(_kind(cell), []).append(sum(record.seconds.values()))
+        self.seconds.setdefault(_kind(cell), []).extend(_seconds(record))
         if record.notes.get("cell") == fingerprint:
             self.finished.add(cell)
 
@@ -127,9 +126,13 @@ def unmeasured(cell: Cell) -> tuple[float, str]:
 
 def _committed_seconds(cell: Cell) -> list[float]:
     """Seconds of the committed runs like the cell, over seeds."""
-    source = "embedded" if _source(cell) == "embedded" else "real"
-    seeds = paths.EVIDENCE / source / cell.folder.parent.relative_to(paths.results())
-    return [sum(record.seconds.values()) for record in records.read_all(seeds)]
+    seeds = paths.EVIDENCE / evidence.of_rows(_source(cell)) / cell.folder.parent.relative_to(paths.results())
+    return [seconds for record in records.read_all(seeds) for seconds in _seconds(record)]
+
+
+def _seconds(record: records.Record) -> list[float]:
+    """What the run took, where its record knows it: one that was resumed knows its last process's seconds alone."""
+    return [] if record.notes.get("resumed") else [sum(record.seconds.values())]
 
 
 def _source(cell: Cell) -> str:

@@ -65,8 +65,13 @@ def beside(records: Sequence[Record], profile: str) -> list[Record]:
 
 
 def source_of(record: Record) -> str:
-    """Where the rows are from: `embedded`, or `real` (public rows, whether fetched or in a local folder)."""
-    return "embedded" if record.source == "embedded" else "real"
+    """Where the rows are from: `embedded`, or `real`."""
+    return of_rows(record.source)
+
+
+def of_rows(source: str) -> str:
+    """The name here of rows that a record calls `embedded`, `local` or `hub`: the latter two are public, hence `real`."""
+    return "embedded" if source == "embedded" else "real"
 
 
 def differences(records: Sequence[Record], committed: Sequence[Record]) -> str:
