@@ -84,6 +84,10 @@ def test_before_the_first_run_here_uninterrupted_committed_runs_say_how_long_it_
         made = record(seconds={"optimize": 0.0, "evaluate": seconds}, notes={"resumed": resumed})
         records.write(made, file / "record.json")
     assert plan.survey([cell]).expected(cell) == (70.0, "committed")
+    (trained,) = expand("laptop", strategies=("module_grpo",))  # none is committed: from the runs of the program
+    seconds, source = plan.survey([trained]).expected(trained)
+    assert seconds == pytest.approx(1.5 * 70.0 * plan.program_runs(trained) / plan.program_runs(cell))
+    assert source == "committed, scaled"
     monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path))
     assert plan.survey([cell]).expected(cell) == (300.0, "committed")
 
@@ -140,7 +144,7 @@ def test_program_runs_are_counted_by_hand(strategy, runs):
 
 def test_what_is_missing_is_said(monkeypatch):
     said = plan.missing(expand("paper"))
-    assert any(f"{QWEN} needs 1 GPU of 80 GB; torch sees 0 here." == line for line in said)
+    assert any(f"{QWEN} needs 1 GPU; torch sees 0 here." == line for line in said)
     assert any(line.startswith(f"{LLAMA} is gated") for line in said)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = plan.missing(expand("paper"))

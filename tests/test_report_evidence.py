@@ -230,7 +230,7 @@ def test_section_has_scores_claims_and_figure():
     assert "+25.0 [+25.0, +25.0]" in claim and claim.endswith("| holds |")
     assert lines[-1].endswith("(figures/committed/figure_scores.png)")
     assert "One seed" not in lines[0] and "all seeds of Vanilla CoT are one run" in lines[0]
-    assert any(line.endswith("and [why](data/evidence/README.md).") for line in lines)
+    assert any("and [why](data/evidence/README.md)." in line for line in lines)
 
 
 def test_section_says_where_the_metric_is_another_one():
@@ -239,6 +239,12 @@ def test_section_says_where_the_metric_is_another_one():
     embedded, real = text.split("Our runs of")[1:]
     assert "Our metric of PAPILLON is another one than the published: a lexical judge" in embedded
     assert "another one" not in real
+
+
+def test_section_says_how_many_passages_a_recall_is_among():
+    few, many = (record(task="hover", settings={"task": {"hops": 4, "passages": each}}) for each in (3, 25))
+    assert "Our metric of HoVer is the recall among at most 12 passages" in readme.section({"embedded": [few]})
+    assert "passages" not in readme.section({"embedded": [many]})
 
 
 def test_section_keeps_sources_apart():

@@ -61,7 +61,7 @@ def test_every_mark_lies_within_its_panel():
 
 def test_learning_curves_have_reward_and_validation_for_each_task():
     figure = figures.learning_curves([trained(), trained(task="hover"), record()])
-    assert [axis.get_title() for axis in figure.axes] == ["Banking77", "HoVer", "", ""]
+    assert [axis.get_title() for axis in figure.axes] == ["Banking77, 1 seed", "HoVer, 1 seed", "", ""]
     assert figure.axes[2].lines[0].get_ydata().tolist() == [25, 50]
 
 

@@ -118,7 +118,8 @@ def test_summary_is_missing_where_nothing_was_run():
 
 
 def test_claim_holds_where_every_example_gains():
-    table = claims.build([record([0.5] * 8), record([0.75] * 8, strategy="module_grpo")])
+    runs = [record([0.5] * 8, seed=seed) for seed in (0, 1)]
+    table = claims.build([*runs, *(record([0.75] * 8, strategy="module_grpo", seed=seed) for seed in (0, 1))])
     found = row(table, "mmGRPO (module) over Vanilla CoT")
     assert found["Ours, points"] == "+25.0 [+25.0, +25.0]"
     assert found["Ours, %"] == "+50.0 [+50.0, +50.0]"
@@ -131,7 +132,7 @@ def test_claim_fails_where_every_example_loses_and_is_equal_where_none_changes()
         [record([0.5] * 8), record([0.25] * 8, strategy="module_grpo"), record([0.5] * 8, strategy="composition")]
     )
     assert row(table, "mmGRPO (module) over Vanilla CoT")["Ours, points"] == "−25.0 [−25.0, −25.0]"
-    assert row(table, "mmGRPO (module) over Vanilla CoT")["Verdict"] == "does not hold"
+    assert row(table, "mmGRPO (module) over Vanilla CoT")["Verdict"] == "does not hold (one seed)"
     assert row(table, "BetterTogether(PO, mmGRPO) over Vanilla CoT")["Verdict"] == "equal"
 
 
@@ -152,7 +153,8 @@ def test_claim_compares_only_the_seeds_that_both_have():
 
 def test_claim_over_two_tasks_has_their_average_first():
     new = [record([0.75] * 4, strategy="module_grpo"), record([0.625] * 4, strategy="module_grpo", task="hover")]
-    table = claims.build([record([0.5] * 4), record([0.5] * 4, task="hover"), *new])
+    second = [record([0.5] * 4, seed=1), record([0.75] * 4, strategy="module_grpo", seed=1)]
+    table = claims.build([record([0.5] * 4), record([0.5] * 4, task="hover"), *new, *second])
     rows = table.shown[table.shown["Claim"] == "mmGRPO (module) over Vanilla CoT"]
     assert [text.split()[0] for text in rows["Ours, points"]] == ["+18.8", "+25.0", "+12.5"]
     assert rows["Ours on"].tolist() == [
@@ -160,6 +162,8 @@ def test_claim_over_two_tasks_has_their_average_first():
         "Banking77, SmolLM2 135M",
         "HoVer, SmolLM2 135M",
     ]
+    assert rows["Seeds"].tolist() == ["1 to 2", "2", "1"]
+    assert rows["Verdict"].tolist() == ["holds (one seed)", "holds", "holds (one seed)"]
 
 
 def levels(**points):
@@ -177,14 +181,14 @@ def levels(**points):
 
 def test_a_pair_that_is_equal_enters_no_average():
     average, *by_task = levels(banking77=0, papillon=10, hover=30)
-    assert average == ["average of 2 task and model pairs", "+20.0 [+20.0, +20.0]", "holds"]
+    assert average == ["average of 2 task and model pairs", "+20.0 [+20.0, +20.0]", "holds (one seed)"]
     assert [row[0].split(",")[0] for row in by_task] == ["Banking77", "PAPILLON", "HoVer"]
     assert by_task[0][1:] == ["0.0 [0.0, 0.0]", "equal"]
 
 
 def test_the_only_pair_that_differs_has_one_row():
     assert levels(banking77=0, papillon=10) == [
-        ["PAPILLON, SmolLM2 135M", "+10.0 [+10.0, +10.0]", "holds"],
+        ["PAPILLON, SmolLM2 135M", "+10.0 [+10.0, +10.0]", "holds (one seed)"],
         ["Banking77, SmolLM2 135M", "0.0 [0.0, 0.0]", "equal"],
     ]
 

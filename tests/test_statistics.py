@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mmgrpo.report import statistics
 from mmgrpo.report.statistics import Interval, Pair, difference, gain, mean_and_sd, mean_interval, verdict, within
 
 NAN = float("nan")
@@ -171,4 +172,37 @@ def test_pair_of_other_shapes_is_refused():
     ],
 )
 def test_verdict_follows_the_bounds(low, high, expected):
-    assert verdict(Interval(1.0, low, high)) == expected
+    assert verdict(Interval(1.0, low, high), seeds=2) == expected
+    assert verdict(Interval(1.0, low, high), seeds=1).removesuffix(" (one seed)") == expected
+
+
+def test_verdict_of_one_seed_says_so_where_it_decides():
+    assert verdict(Interval(1.0, 0.1, 5.0), seeds=1) == "holds (one seed)"
+    assert verdict(Interval(1.0, -1.0, 5.0), seeds=1) == "undecided"
+    several = Pair("banking77", "m", np.ones((3, 4)), np.zeros((3, 4)))
+    single = Pair("hover", "m", np.ones((1, 4)), np.zeros((1, 4)))
+    assert gain([several]).verdict == "holds"
+    assert gain([several, single]).verdict == "holds (one seed)"
+
+
+def test_few_seeds_decide_too_often_where_there_is_nothing_to_find(monkeypatch):
+    """The rates that the module's docstring gives, as far as 400 studies can tell (they deviate by 2.5 points)."""
+    monkeypatch.setattr(statistics, "REPLICATES", 1000)
+    rates = {seeds: wrong_verdicts(seeds, studies=400) for seeds in (1, 2, 3)}
+    print(rates)
+    assert rates[1] == pytest.approx(0.45, abs=0.07)
+    assert rates[2] == pytest.approx(0.13, abs=0.05)
+    assert rates[3] == pytest.approx(0.10, abs=0.05)
+
+
+def wrong_verdicts(seeds: int, *, studies: int, deviation: float = 0.08, examples: int = 240) -> float:
+    """Share of studies of two strategies that don't differ on average in which a gain or a loss was found."""
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(studies):
+        chance = rng.beta(1.2, 2.0, size=examples)  # of a right answer, by example
+        base = np.tile(rng.random(examples) < chance, (seeds, 1)).astype(float)  # greedy: all seeds are one run
+        moved = np.clip(chance + rng.normal(0, deviation, size=(seeds, 1)), 0, 1)
+        wrong += (
+            gain([Pair("simulated", "m", (rng.random(moved.shape) < moved).astype(float), base)]).verdict != "undecided"
+        )
+    return wrong / studies

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -29,9 +29,10 @@ PAPER_GPUS = 2
 
 UNTRAINED = ("vanilla", "prompt_optimization", "gepa")
 
-# What a cell with an embedded model takes on 2 cores, by order of magnitude.
+# What a cell with an embedded model takes on 2 cores, by order of magnitude, where no run of its task is committed.
 GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "composition": 500, "fast_slow": 600}
 GUESS_TRAINED_SECONDS = 400
+RUN_RATIO = 1.5  # a program run of a search or a training, its updates included, against one of vanilla: 1.0 to 1.9
 SMOKE_SECONDS = 60
 MINIBATCHES = 5  # MIPROv2 evaluates in full after so many trials on minibatches
 RECORD_GB = 0.002  # record and executed notebook
@@ -107,6 +108,10 @@ def unmeasured(cell: Cell) -> tuple[float, str]:
         return SMOKE_SECONDS, "guess"
     if committed := _committed_seconds(cell):
         return sum(committed) / len(committed), "committed"
+    plain = replace(cell, strategy="vanilla")
+    if committed := _committed_seconds(plain):
+        each = sum(committed) / len(committed) / program_runs(plain)
+        return RUN_RATIO * each * program_runs(cell), "committed, scaled"
     if cell.model in EMBEDDED:
         return GUESS_SECONDS.get(cell.strategy, GUESS_TRAINED_SECONDS), "guess"
     size = model.billions / PAPER_BILLIONS
@@ -207,7 +212,7 @@ def missing(todo: Sequence[Cell]) -> list[str]:
     for name in dict.fromkeys(cell.model for cell in todo):
         wanted = MODELS[name].gpus
         if wanted > here:
-            lacks.append(f"{name} needs {wanted} GPU of 80 GB; torch sees {here} here.")
+            lacks.append(f"{name} needs {wanted} GPU; torch sees {here} here.")
         if name in HUB_REVISIONS and not _is_cached(name):
             if offline:
                 lacks.append(

@@ -43,7 +43,7 @@ CAPTION = (
     "second strategy; averages weigh tasks and models equally. In brackets the 95% bootstrap interval over seeds and "
     "test examples, both strategies resampled together. A claim holds where the whole interval of the gain in points "
     "is above zero, doesn't hold where it is below, and is undecided otherwise; the verdict is on the sign, not on the "
-    "size. Pairs whose scores are equal on every example, as where a program's one module is called once and both levels "
+    "size. With two or three seeds the interval understates the spread between seeds. Pairs whose scores are equal on every example, as where a program's one module is called once and both levels "
     "are the same training, don't enter an average. Where a published gain and ours are of different models, tasks or "
     "data, the first is context, no target. The published trajectory-level run used the CISPO loss and more tuning. Of "
     "mmGRPO and MIPROv2 neither dominates in the paper: of its six pairs mmGRPO wins three and MIPROv2 two."
@@ -54,9 +54,7 @@ def build(records: Sequence[Record], *, seed: int = 0) -> Table:
     """The claims table; `seed` is that of the bootstrap."""
     cells, smoke = frames.cells(records), frames.is_smoke(records)
     numbers = pd.DataFrame([row for claim in CLAIMS for row in _rows(claim, cells, smoke, seed)])
-    single = (
-        " With one seed, an interval covers the choice of test examples only." if (numbers["seeds"] == 1).any() else ""
-    )
+    single = " A pair with one seed adds the choice of test examples only." if (numbers["seeds"] == 1).any() else ""
     return Table("table_claims", "Claims", CAPTION + single, _shown(numbers), numbers, smoke)
 
 
@@ -117,10 +115,11 @@ def _row(claim: Claim, where: tuple[str, str] | None, members: list[Pair], smoke
         points, relative = result.points, result.relative
         verdict = NOT_A_RESULT if smoke else result.verdict
     only = members[0] if len(members) == 1 else None
+    seeds = [len(pair.new) for pair in members] or [0]
     return {
         "new": claim.new, "base": claim.base,
         "task": only.task if only else "average", "model": only.model if only else "average",
-        "average": where is None, "pairs": len(members), "seeds": min((len(pair.new) for pair in members), default=0),
+        "average": where is None, "pairs": len(members), "seeds": min(seeds), "most_seeds": max(seeds),
         "published_relative": paper, "published_pairs": paper_pairs,
         "points": points.estimate, "points_low": points.low, "points_high": points.high,
         "relative": relative.estimate, "relative_low": relative.low, "relative_high": relative.high,
@@ -137,7 +136,7 @@ def _shown(numbers: pd.DataFrame) -> pd.DataFrame:
             "Published, %": _published(row),
             "Ours, points": _with_bounds(row, "points"),
             "Ours, %": _with_bounds(row, "relative"),
-            "Seeds": count(row["seeds"]),
+            "Seeds": _seeds(row),
             "Verdict": row["verdict"],
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -149,6 +148,12 @@ def _place(row: dict) -> str:
     if row["pairs"] > 1:
         return f"average of {row['pairs']} task and model pairs"
     return f"{names.task(row['task'])}, {names.model(row['model'])}"
+
+
+def _seeds(row: dict) -> str:
+    """The seeds of a pair; of an average over several, from the fewest to the most."""
+    fewest, most = row["seeds"], row["most_seeds"]
+    return count(most) if fewest == most else f"{fewest} to {most}"
 
 
 def _published(row: dict) -> str:

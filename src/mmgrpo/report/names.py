@@ -37,6 +37,12 @@ STATISTICS = {  # of one update, by their key in a record's curve
     "format_failures": "format failures, % of runs",
 }
 
+MEASURES = {  # by hop
+    "recall": "Recall",
+    "query_names": "Share of names\nin the search",
+    "query_words": "Words in the search",
+}
+
 SMOKE_STAMP = "SMOKE RUN: not a result"
 MISSING = "–"  # never a zero: a cell that wasn't run has no score
 
@@ -53,8 +59,21 @@ def strategy(name: str) -> str:
     return STRATEGIES.get(name, name)
 
 
+def either(name: str) -> str:
+    """The name of a task, a strategy or a model."""
+    return TASKS.get(name) or STRATEGIES.get(name) or model(name)
+
+
 def statistic(key: str) -> str:
     return STATISTICS.get(key, key.replace("/", " ").replace("_", " "))
+
+
+def measure(name: str) -> str:
+    return MEASURES.get(name, name.replace("_", " ").capitalize())
+
+
+def seeds(number: int) -> str:
+    return f"{number} seed{'s' if number > 1 else ''}"
 
 
 def ordered(names: Iterable[str], known: Mapping[str, str]) -> list[str]:

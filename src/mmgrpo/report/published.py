@@ -41,7 +41,7 @@ def hours(strategy: str) -> float:
 
 
 def settings() -> dict[str, Any]:
-    """Setting (by its dotted key in a record) -> the paper's value, or its values by model or task."""
+    """Setting (by its dotted key in a record) -> the paper's value, or its values by task, model or strategy."""
     return dict(_content()["settings"])
 
 

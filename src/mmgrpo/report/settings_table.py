@@ -67,13 +67,10 @@ def _used_by(runs: pd.DataFrame, used: list[bool]) -> str:
 
 
 def _paper_value(value: Any) -> str:
-    """A value, or the values by model or task with their names."""
+    """A value, or the values by task, model or strategy with their names."""
     if not isinstance(value, dict):
         return _display(value)
-    return ", ".join(
-        f"{_display(each)} ({names.task(name) if name in names.TASKS else names.model(name)})"
-        for name, each in value.items()
-    )
+    return ", ".join(f"{_display(each)} ({names.either(name)})" for name, each in value.items())
 
 
 def _display(value: Any) -> str:

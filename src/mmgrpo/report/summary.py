@@ -11,6 +11,7 @@ from mmgrpo.report import frames, names, published, statistics
 
 MEASURED = ["mean", "sd", "low", "high", "seeds", "examples"]  # of a cell, this machine's or (`committed_`) committed
 COMMITTED = {name: f"committed_{name}" for name in MEASURED}
+PUBLISHED_PASSAGES = 100  # HoVer's published metric is the recall among so many
 COLUMNS = [*frames.CELL, "published_mean", "published_sd", *COMMITTED.values(), *MEASURED]
 
 
@@ -51,7 +52,21 @@ def caveats(records: Sequence[Record], committed: Sequence[Record], numbers: pd.
             f"Our metric of {tasks} is another one than the published: a lexical judge, not a language model that "
             "compares answers."
         )
+    for task, passages in sorted(_passages((*records, *committed)).items()):
+        if passages < PUBLISHED_PASSAGES:
+            said.append(
+                f"Our metric of {names.task(task)} is the recall among at most {passages} passages, where the published "
+                f"one is that among {PUBLISHED_PASSAGES}."
+            )
     return "".join(f" {sentence}" for sentence in said)
+
+
+def _passages(records: Sequence[Record]) -> dict[str, int]:
+    """Task -> the most passages that a run of it finds, where it searches."""
+    options = {record.task: record.settings.get("task", {}) for record in records}
+    return {
+        task: each["hops"] * each["passages"] for task, each in options.items() if {"hops", "passages"} <= set(each)
+    }
 
 
 def _one_run(records: Sequence[Record]) -> bool:

@@ -11,6 +11,7 @@ import pandas as pd
 from dspy.lm15 import Message, Request
 from IPython.display import HTML
 
+from mmgrpo.cells import Cell
 from mmgrpo.policy import Policy
 from mmgrpo.posttraining import Lesson
 from mmgrpo.report import names, published, settings_table
@@ -23,7 +24,7 @@ def settings(ready: Study) -> pd.DataFrame:
     """Ours beside the paper's: the settings that the cell's strategy uses and the paper states."""
     paper = published.settings()
     rows = {
-        key: {"ours": value, "paper": _of_paper(paper[key], ready.cell.task)}
+        key: {"ours": value, "paper": _of_paper(paper[key], ready.cell)}
         for key, value in settings_table.flatten(ready.settings()).items()
         if key in paper
     }
@@ -84,7 +85,10 @@ def lesson(shown: Lesson) -> HTML:
     return table([{"role": turn["role"], "text": pre(turn["content"])} for turn in turns])
 
 
-def _of_paper(value: Any, task: str) -> str:
-    """The paper's value for the task; values that differ by model with their names."""
-    shown = settings_table.flatten(value if isinstance(value, dict) else {task: value})
-    return shown[task] if task in shown else ", ".join(f"{each} ({names.model(name)})" for name, each in shown.items())
+def _of_paper(value: Any, cell: Cell) -> str:
+    """The paper's value for the cell's task or strategy; values that differ otherwise with what they are of."""
+    shown = settings_table.flatten(value if isinstance(value, dict) else {cell.task: value})
+    for key in (cell.task, cell.strategy):
+        if key in shown:
+            return shown[key]
+    return ", ".join(f"{each} ({names.either(name)})" for name, each in shown.items())

@@ -44,7 +44,9 @@ def rollout_groups(records: Sequence[Record]) -> Figure | None:
         _runs(left, drawn["runs"], colours)
         _groups(right, drawn, rows)
         left.set_title(f"Rollouts of one input: {names.strategy(record.strategy)}, {names.task(record.task)}")
-        right.set_title(f"Groups with their advantages, step {drawn['step'] + 1}")
+        scale = record.settings.get("grpo", {}).get("scale")  # of the group's own deviation where it says nothing
+        over = {"batch": ", in deviations of the whole batch", "none": ", undivided"}.get(scale, "")
+        right.set_title(f"Groups with their advantages{over}, step {drawn['step'] + 1}")
         legend(figure, _handles(drawn, colours))
     return figure
 

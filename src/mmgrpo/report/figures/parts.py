@@ -51,14 +51,15 @@ def quality_leakage(records: Sequence[Record]) -> Figure | None:
 def by_hop(records: Sequence[Record]) -> Figure | None:
     """What the metric measures at each hop, a row a measure and a column a task; None where nothing is by hop.
 
-    Means over seeds and over the test examples that got as far as the hop.
+    Means over seeds and over the test examples whose run came to its end: an interrupted one was not judged. The first
+    search is the input itself, so that strategies differ there by their interrupted runs alone.
     """
     hops = _by_hop(frames.details(records))
     if hops.empty:
         return None
     tasks, strategies = names.ordered(hops["task"], names.TASKS), names.ordered(hops["strategy"], names.STRATEGIES)
     models, measures = names.ordered(hops["model"], names.MODELS), sorted(set(hops["what"]))
-    with new(len(measures), len(tasks), smoke=frames.is_smoke(records), sharex="col") as (figure, axes):
+    with new(len(measures), len(tasks), smoke=frames.is_smoke(records), sharex="col", sharey="row") as (figure, axes):
         for row, measure in zip(axes, measures, strict=True):
             for axis, task in zip(row, tasks, strict=True):
                 shown = hops[(hops["what"] == measure) & (hops["task"] == task)]
@@ -67,7 +68,10 @@ def by_hop(records: Sequence[Record]) -> Figure | None:
                     style = {"color": colour(strategy), "linestyle": nth(LINES, models.index(model))}
                     axis.plot(means.index, means, marker="o", markersize=3.5, linewidth=1.6, **style)
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            row[0].set_ylabel(measure.replace("_", " ").capitalize())
+            row[0].set_ylabel(names.measure(measure))
+            row[0].set_ylim(
+                0, 1.05 * row[0].get_ylim()[1]
+            )  # a scale that began where the lines do would make little look like much
         for axis, last, task in zip(axes[0], axes[-1], tasks, strict=True):
             axis.set_title(names.task(task))
             last.set_xlabel("Hop")
