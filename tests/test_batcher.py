@@ -92,6 +92,24 @@ def test_batch_waits_for_the_last_worker():
     assert generator.batches == [[1, 2]]
 
 
+def test_worker_that_holds_what_another_waits_for_is_answered_without_it(monkeypatch):
+    monkeypatch.setattr(batcher_module, "STALL_SECONDS", 0.1)
+    generator = Generator()
+    batcher, lock, answers = Batcher(generator), threading.Lock(), {}
+
+    def locked(leave, own):
+        with lock:
+            answers[own] = batcher.ask(own)
+        leave()
+
+    with batcher.workers(2) as leave:
+        threads = start(lambda: locked(leave, 1), lambda: locked(leave, 2))
+        with pytest.warns(UserWarning, match="1 of 2 runs have waited"):
+            batcher.drive()
+        finish(threads)
+    assert sorted(generator.batches) == [[1], [2]] and answers == {1: 1, 2: 4}
+
+
 def test_end_of_a_rollout_frees_a_call_that_waits_for_a_lost_worker():
     batcher = Batcher(Generator())
     answers = {}

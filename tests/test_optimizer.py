@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import dspy
 import pytest
+from pydantic import ValidationError
 from tiny_policy import RawAdapter, fields, scripted_lm, tiny_policy
 
 from mmgrpo.errors import UserError
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.policy.lm import PolicyLM
-from mmgrpo.settings import GRPOSettings
+from mmgrpo.settings import GRPOSettings, PolicySettings
 
 TRAIN = [dspy.Example(q="one").with_inputs("q")]
 
@@ -68,7 +69,9 @@ def test_language_model_that_is_no_policy():
 def test_one_predictor_with_another_language_model():
     student = Pair()
     student.b.lm = dspy.LM("openai/gpt-4.1-mini")
-    refused("gpt-4.1-mini.* can't be trained here", student)
+    refused(
+        r"b has a language model of its own, LM\(openai/gpt-4.1-mini\), which can't be trained here: set its", student
+    )
 
 
 def test_two_policies_in_one_program():
@@ -88,7 +91,17 @@ def test_empty_trainset():
 
 
 def test_program_without_predictors():
-    refused("Empty has no predictors: there is nothing to train", Empty())
+    refused("Empty has no predictors that can be trained: give it a dspy.Predict", Empty())
+
+
+def test_program_whose_parts_are_frozen():
+    class Frozen(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = Pair()
+            self.part._compiled = True
+
+    refused("parts that were compiled before are frozen", Frozen())
 
 
 @pytest.mark.parametrize("student", [None, "Pair", Pair])
@@ -121,6 +134,11 @@ def test_unknown_level():
 def test_metric_that_is_no_function():
     with pytest.raises(UserError, match="must be a function metric"):
         MMGRPO("accuracy")
+
+
+def test_context_without_room_for_a_prompt():
+    with pytest.raises(ValidationError, match="max_tokens 2048 leaves no room for a prompt in the context of 2048"):
+        PolicySettings(context=2048, max_tokens=2048)
 
 
 @pytest.mark.parametrize(

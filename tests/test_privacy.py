@@ -96,6 +96,12 @@ def test_text_is_blacked_out_and_markup_is_not():
     )
 
 
+@pytest.mark.parametrize("unit", ["。", "...", "—"])
+def test_a_unit_of_punctuation_alone_is_found_nowhere(unit):
+    assert privacy.leaked([unit], f"A text with {unit} in it.") == []
+    assert privacy.redact([unit], "A text.") == "A text."
+
+
 def test_a_protected_notebook_displays_no_private_text(monkeypatch):
     shell = InteractiveShell.instance()
     monkeypatch.setattr(protection, "get_ipython", lambda: shell)

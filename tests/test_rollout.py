@@ -95,6 +95,13 @@ def test_format_failure_is_a_run_with_a_reward_like_any_other():
     assert rollout.mean_score(trajectories) == 0.0  # yet in an evaluation it counts as a wrong answer
 
 
+def test_format_failure_counts_no_more_than_the_worst_answer_of_an_evaluation():
+    reply = chain_reply(fields(z=1, w=2))
+    broken = run(Chain(), chain_reply("nonsense"), chosen=examples("q"))
+    answered = [run(Chain(), reply, chosen=examples("q"), metric=lambda *_, r=r: r)[0] for r in (-1.0, -3.0)]
+    assert rollout.mean_score([*broken, *answered]) == (-3.0 - 1.0 - 3.0) / 3
+
+
 class Forgiving(dspy.Module):
     def __init__(self):
         super().__init__()
@@ -251,7 +258,7 @@ def test_metric_that_raises_often_stops_everything_with_its_reason():
         run(Ask(), chosen=examples(*"abcdefghij"), metric=failing("c", "h", "i"))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "0.5", None, [1.0]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "0.5", None, [1.0]])
 def test_reward_that_is_no_finite_number_is_refused(value):
     with pytest.raises(UserError, match="a reward is a finite number"):
         run(Ask(), metric=lambda example, prediction, trace=None: value)
@@ -267,6 +274,13 @@ def test_numbers_of_numpy_are_rewards_too():
 
     assert run(Ask(), metric=lambda *_: np.float32(0.5))[0].reward == 0.5
     assert run(Ask(), metric=lambda *_: np.int64(2))[0].reward == 2.0
+
+
+def test_verdicts_are_rewards_of_one_and_zero():
+    import numpy as np
+
+    assert run(Ask(), metric=lambda *_: True)[0].reward == run(Ask(), metric=lambda *_: np.bool_(True))[0].reward == 1.0
+    assert run(Ask(), metric=lambda *_: False)[0].reward == 0.0
 
 
 @pytest.mark.parametrize("details", [{"recall": math.nan}, {"recall": "half"}, [0.5], None])
@@ -285,7 +299,7 @@ def test_parts_of_a_reward_are_kept_as_plain_numbers():
 class Brittle(Ask):
     def forward(self, q):
         found = self.ask(q=q)
-        if q == "bad":
+        if "bad" in q:
             raise KeyError("missing shelf")
         return found
 
@@ -299,8 +313,15 @@ def test_crash_of_the_program_is_recorded_with_its_calls():
 
 
 def test_program_that_often_crashes_stops_everything():
-    with pytest.raises(UserError, match="1 of 3 runs failed.*the program raised KeyError: 'missing shelf'"):
-        run(Brittle(), chosen=examples("bad", "a", "b"))
+    with pytest.raises(UserError, match="2 of 4 runs failed.*the program raised KeyError: 'missing shelf'"):
+        run(Brittle(), chosen=examples("bad", "very bad", "a", "b"))
+    with pytest.raises(UserError, match="2 of 2 runs failed"):
+        run(Brittle(), chosen=examples("bad"), rollouts=2)
+
+
+def test_one_example_that_the_program_cannot_take_stops_nothing():
+    trajectories = run(Brittle(), chosen=examples("bad", "a"), rollouts=2)
+    assert [trajectory.outcome for trajectory in trajectories] == ["crashed"] * 2 + ["completed"] * 2
 
 
 def test_dead_language_model_does_not_look_like_success():

@@ -44,6 +44,22 @@ def test_error_halfway_leaves_the_folder_ready_to_go_on(tmp_path):
     assert len(compile_(tiny_policy(), optimizer(folder=tmp_path)).training_log.curve) == 2
 
 
+@pytest.mark.parametrize("name", ["checkpoint-500", "best-models"])
+def test_folder_with_checkpoints_of_another_trainer_is_refused_and_left_alone(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.safetensors").write_text("precious")
+    with pytest.raises(UserError, match=f"holds {name}, which is of no run of ours: choose another folder"):
+        compile_(tiny_policy(), optimizer(folder=tmp_path))
+    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["model.safetensors"]
+
+
+def test_rewards_below_that_of_a_format_failure_are_refused():
+    with pytest.raises(
+        UserError, match="A run that completed earned -3, less than the -1 of one whose reply didn't parse"
+    ):
+        compile_(tiny_policy(), optimizer(lambda *_: -3.0))
+
+
 def test_student_itself_is_not_changed():
     policy, student = tiny_policy(), Pair()
     program = compile_(policy, optimizer(steps=1), student)

@@ -65,9 +65,12 @@ class Idle(Pair):
 
 @pytest.mark.parametrize("adapters", ["shared", "per_module"])
 def test_module_that_no_run_called_is_named(adapters):
-    with pytest.warns(UserWarning, match="No run called b: nothing was learnt there"):
-        log = compile_(tiny_policy(), optimizer(adapters=adapters), Idle(["a"])).training_log
-    assert log.curve[0]["groups/kept"] == 2
+    with pytest.warns(UserWarning, match="The policy answered no call of b: nothing was learnt there"):
+        program = compile_(tiny_policy(), optimizer(adapters=adapters), Idle(["a"]))
+    assert program.training_log.curve[0]["groups/kept"] == 2
+    assert program.training_log.modules == ("a",)
+    assert program.a.lm.weights == program.training_log.adapter
+    assert program.b.lm is None  # what another language model answered there, it goes on answering
 
 
 def test_program_that_calls_no_module_is_refused():

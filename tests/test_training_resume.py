@@ -87,6 +87,15 @@ def test_finished_run_is_not_trained_again(tmp_path):
     assert same(weights(first), weights(second))
 
 
+def test_training_ends_where_validation_has_not_risen_for_so_long(tmp_path):
+    settings = {"steps": 5, "validate_every": 1, "patience": 2, "folder": tmp_path}
+    done = compile_(tiny_policy(), optimizer(lambda *_: 0.5, **settings), valset=VALID).training_log
+    assert [entry["step"] for entry in done.validation] == [0, 1, 2]
+    assert (len(done.curve), done.best) == (2, {"step": 0.0, "score": 0.5})
+    again = compile_(tiny_policy(), optimizer(Stop(0), **settings), valset=VALID).training_log
+    assert again == done
+
+
 def test_folder_of_another_run_is_refused(tmp_path):
     compile_(tiny_policy(), optimizer(folder=tmp_path))
     other = Pair()

@@ -31,7 +31,7 @@ def last_good(folder: Path) -> Path | None:
 
 
 def _last_good(folder: Path) -> Path | None:
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+    for checkpoint in sorted(folder.glob("checkpoint-[0-9]*"), key=step_of, reverse=True):
         if is_whole(checkpoint):
             return checkpoint
         print(

@@ -1,9 +1,11 @@
-"""SHA256 of files, and the check of a download against its pin."""
+"""SHA256 of files, the check of a download against its pin, and the text of a value that is to be hashed."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from mmgrpo.errors import UserError
 
@@ -11,6 +13,30 @@ from mmgrpo.errors import UserError
 def sha256_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def text_of(value: Any) -> str:
+    """A value as JSON that is the same in every process: sets sorted, arrays and pydantic models spelt out.
+
+    Raises UserError for objects whose only text is their place in memory, and for dictionaries that JSON can't have.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, default=_plain, ensure_ascii=False)
+    except TypeError as error:
+        raise UserError(
+            f"An example or a program's state can't be named by its content ({error}): give it plain values."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=text_of)
+    for method in ("model_dump", "tolist"):  # of pydantic, of numpy and torch
+        if hasattr(value, method):
+            return getattr(value, method)()
+    if " at 0x" in (text := str(value)):
+        raise TypeError(f"the text of a {type(value).__name__} is its place in memory")
+    return text
 
 
 def check_hash(file: Path, expected: str, remedy: str) -> None:

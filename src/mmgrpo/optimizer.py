@@ -81,7 +81,9 @@ class MMGRPO(Teleprompter):
         with own_lms([program, *teachers], lambda own: None):  # they sample as the rollouts say
             log = TrainingRun(plan, [program, *teachers], list(trainset), list(valset or []), lm, folder).train()
         for name, predictor in program.named_predictors():
-            predictor.lm = lm.with_weights(log.adapter, lm.policy.adapter_of(name))
+            if name in log.modules:  # what another language model answered, it goes on answering
+                own = predictor.lm if isinstance(predictor.lm, PolicyLM) else lm
+                predictor.lm = own.with_weights(log.adapter, lm.policy.adapter_of(name))
         program.training_log = log
         program._compiled = True
         return program
@@ -91,13 +93,19 @@ def _policy_lm_behind(student: dspy.Module) -> PolicyLM:
     """The one policy language model that all of the student's predictors use, by themselves or through `dspy.configure`."""
     if not isinstance(student, dspy.Module):
         raise UserError(f"The student is {student!r}; it must be a dspy.Module with at least one predictor.")
-    predictors = student.predictors()
+    predictors = student.named_predictors()
     if not predictors:
         raise UserError(
-            f"{type(student).__name__} has no predictors: there is nothing to train. Give it a dspy.Predict or dspy.ChainOfThought."
+            f"{type(student).__name__} has no predictors that can be trained: give it a dspy.Predict or dspy.ChainOfThought of its "
+            "own; parts that were compiled before are frozen (set their `_compiled` to False)."
         )
-    lms = [predictor.lm if predictor.lm is not None else dspy.settings.lm for predictor in predictors]
-    for lm in lms:
+    lms = [predictor.lm if predictor.lm is not None else dspy.settings.lm for _, predictor in predictors]
+    for (name, predictor), lm in zip(predictors, lms, strict=True):
+        if predictor.lm is not None and not isinstance(lm, PolicyLM):
+            raise UserError(
+                f"{name} has a language model of its own, {type(lm).__name__}({getattr(lm, 'model', '')}), which can't be trained "
+                f"here: set its `lm` to None, or call it inside `with dspy.context(lm=...)` where it is to keep that one."
+            )
         if not isinstance(lm, PolicyLM):
             found = (
                 "no language model is set"

@@ -42,6 +42,8 @@ def black_out(units: Iterable[str], markup: str) -> str:
 def _pattern(unit: str) -> re.Pattern[str]:
     """Finds the letters and digits of a unit in order, with anything but letters and digits between them."""
     letters = [char for char in unicodedata.normalize("NFKD", unit) if char.isalnum()]
+    if not letters:
+        return re.compile("(?!)")  # punctuation alone is nothing to find
     before = "" if re.match(f"[{CJK}]", letters[0]) else r"(?<![^\W_])"
     after = "" if re.match(f"[{CJK}]", letters[-1]) else r"[\u0300-\u036f]*(?![^\W_])"
     return re.compile(before + r"[\W_]*".join(map(re.escape, letters)) + after, re.IGNORECASE)

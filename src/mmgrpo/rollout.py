@@ -4,11 +4,12 @@ Runs wait for each other at every language-model call, so that one batch serves 
 that doesn't parse ends its run, which keeps its calls and gets the format-failure reward; a prompt that outgrows the
 context ends it, too, with a reward of 0. A program that raises crashes its run, which then scores 0 in an evaluation; a
 metric that raises makes it unscorable, and it doesn't count. Neither is trained on, and both stop everything when
-they happen too often.
+they happen too often, on more than one example.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import math
 import queue
@@ -22,6 +23,7 @@ from numbers import Real
 from typing import Any
 
 import dspy
+import numpy as np
 from dspy.utils.exceptions import ContextWindowExceededError
 from tqdm.auto import tqdm
 
@@ -34,7 +36,7 @@ from mmgrpo.trajectory import Trajectory, example_id
 Metric = Callable[..., Any]
 
 FAILURE_REWARD = 0.0  # of a run that broke off for another reason than its format
-MAX_FAILED_SHARE = 0.2  # of the runs may raise; more means that the program or the metric is at fault
+MAX_FAILED_SHARE = 0.2  # of the runs may raise, or one example's; more means that program or metric are at fault
 MAX_THREADS = 512
 
 
@@ -117,7 +119,7 @@ def evaluate(
 ) -> list[Trajectory]:
     """Greedy runs, one an example, also where the program has a policy LM of its own that isn't greedy.
 
-    A run that didn't complete scores 0 (see `score`).
+    A run that didn't complete scores no more than one that did (see `score`, `mean_score`).
     """
     with own_lms([program], lambda lm: lm.copy(temperature=0.0)):
         return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
@@ -143,9 +145,10 @@ def score(trajectory: Trajectory) -> float:
 
 
 def mean_score(trajectories: Sequence[Trajectory]) -> float:
-    """Mean over the runs that could be scored."""
-    scored = [score(run) for run in trajectories if run.outcome != "unscorable"]
-    return sum(scored) / len(scored)
+    """Mean over the runs that could be scored; one that didn't complete counts 0, or the lowest reward where that is less."""
+    scorable = [run for run in trajectories if run.outcome != "unscorable"]
+    lowest = min([0.0, *(run.reward for run in scorable if run.outcome == "completed")])
+    return sum(run.reward if run.outcome == "completed" else lowest for run in scorable) / len(scorable)
 
 
 def strict_adapter() -> dspy.Adapter:
@@ -167,9 +170,11 @@ def _run_one(
     recorder = Recorder(program, job.seed)
     callbacks = [*(dspy.settings.callbacks or []), recorder]
     prediction, error, outcome, reward, details = None, None, "completed", None, {}
-    with dspy.context(**settings, callbacks=callbacks, trace=None, **{SETTING: recorder}):
+    with dspy.context(**settings, callbacks=callbacks, trace=[], **{SETTING: recorder}):
         try:
-            prediction = program(**job.example.inputs())
+            prediction = _call(program, job.example.inputs())
+            if recorder.fault is not None:  # which the program caught
+                raise recorder.fault
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
         except UserError:
@@ -194,9 +199,18 @@ def _run_one(
     return Trajectory(example_id(job.example), job.rollout, recorder.calls, reward, outcome, error, prediction, details)
 
 
+def _call(program: dspy.Module, inputs: dspy.Example) -> Any:
+    """The program's output; one that only awaits is run to its end here."""
+    if not hasattr(type(program), "forward") and hasattr(type(program), "aforward"):
+        return asyncio.run(program.acall(**inputs))
+    return program(**inputs)
+
+
 def _number(value: Any) -> float:
     value = getattr(value, "score", value)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, np.bool_):
+        value = bool(value)
+    if not isinstance(value, Real) or not math.isfinite(value):
         raise UserError(
             f"The metric returned {value!r}: a reward is a finite number, such as float(prediction.answer == example.answer)."
         )
@@ -223,7 +237,8 @@ def _sentence(error: BaseException) -> str:
 
 def _stop_where_too_many_failed(done: Sequence[Trajectory]) -> None:
     failed = [run for run in done if run.outcome in ("crashed", "unscorable")]
-    if len(failed) > MAX_FAILED_SHARE * len(done):
+    one_example = len({run.example for run in failed}) == 1 and len(failed) < len(done)  # which may be at fault itself
+    if len(failed) > MAX_FAILED_SHARE * len(done) and not one_example:
         what = "program" if failed[0].outcome == "crashed" else "metric"
         raise UserError(
             f"{len(failed)} of {len(done)} runs failed, the first because the {what} raised {failed[0].error}: "

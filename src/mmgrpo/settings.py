@@ -36,6 +36,14 @@ class PolicySettings(Settings):
     lora_alpha: int = Field(64, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # paper 0.05; zero, as one shared prefix has one forward pass
 
+    @model_validator(mode="after")
+    def _prompt_fits(self) -> PolicySettings:
+        if self.max_tokens >= self.context:
+            raise ValueError(
+                f"max_tokens {self.max_tokens} leaves no room for a prompt in the context of {self.context}"
+            )
+        return self
+
 
 class SamplingSettings(Settings):
     """How rollouts are sampled; evaluation is greedy."""
@@ -146,4 +154,4 @@ class Profile(Settings):
 
     def policy_for(self, task: str) -> PolicySettings:
         longest = self.tasks[task].max_tokens
-        return self.policy if longest is None else self.policy.model_copy(update={"max_tokens": longest})
+        return PolicySettings(**(self.policy.model_dump() | ({} if longest is None else {"max_tokens": longest})))

@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from mmgrpo import checkpoints, distributed, kept_runs, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
+from mmgrpo.hashing import text_of
 from mmgrpo.objective import rows_of
 from mmgrpo.outline import outline
 from mmgrpo.policy import Policy
@@ -54,6 +55,7 @@ class TrainingLog:
     validation: tuple[dict[str, float], ...]  # step (0: before training) and score in [0, 1]
     best: dict[str, float]  # step and score of the adapter that came back; without a validation set the last step
     adapter: Path  # its PEFT folder
+    modules: tuple[str, ...]  # those whose calls the policy answered
     rollouts: dict[str, Any] | None  # outline of one input's rollouts and groups; None where no group ever taught
 
 
@@ -100,9 +102,15 @@ class TrainingRun:
             raise UserError(f"{adapter} is damaged: delete {self.folder} and run again.")
         self.policy.load_adapter(adapter)
         curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
-        _tell_idle(modules, curve)
+        called = called_of(modules, curve)
+        if idle := [name for name in modules if name not in called]:
+            warnings.warn(
+                f"The policy answered no call of {', '.join(idle)}: nothing was learnt there, and the language model there stays as "
+                "it was. Check the program's branches, or the trainset's inputs.",
+                stacklevel=2,
+            )
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
-        return TrainingLog(curve, tuple(validation.scores), best, adapter, rollouts)
+        return TrainingLog(curve, tuple(validation.scores), best, adapter, called, rollouts)
 
     @property
     def _outline(self) -> Path:
@@ -117,8 +125,11 @@ class TrainingRun:
             "programs": [program.dump_state() for program in self.programs],
             "examples": [[dict(example) for example in examples] for examples in (self.trainset, self.valset)],
         }  # fmt: skip
-        mine = {name: f"{seed_of(json.dumps(part, sort_keys=True, default=str)):x}" for name, part in parts.items()}
+        mine = {name: f"{seed_of(text_of(part)):x}" for name, part in parts.items()}
         file = self.folder / "run.json"
+        others = [*self.folder.glob("checkpoint-*"), *self.folder.glob("best-*")]
+        if others and not file.exists():  # these names are ours to write and to remove
+            raise UserError(f"{self.folder} holds {others[0].name}, which is of no run of ours: choose another folder.")
         if file.exists() and (found := json.loads(file.read_text())) != mine:
             other = ", ".join(name for name in mine if found.get(name) != mine[name])
             raise UserError(
@@ -154,11 +165,7 @@ class TrainingRun:
                 format_failure_reward=settings.format_failure_reward,
             )  # fmt: skip
             trajectories += distributed.all_of([replace(run, prediction=None) for run in runs])
-        if all(run.outcome == "completed" and not run.calls for run in trajectories):
-            raise UserError(
-                f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
-                "forward has to call its own predictors, by their attributes."
-            )
+        _refuse_what_teaches_nothing(trajectories, settings.format_failure_reward)
         if step == 0 and distributed.is_first():
             kept_runs.write(trajectories, kept_runs.sampled(self.folder))
         grouping = self._group(trajectories, step)
@@ -181,13 +188,23 @@ class TrainingRun:
         )
 
 
-def _tell_idle(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> None:
-    """Warn of modules that no run called."""
-    idle = [name for name in modules if curve and not any(f"reward/{name}" in entry for entry in curve)]
-    if idle:
-        warnings.warn(
-            f"No run called {', '.join(idle)}: nothing was learnt there. Check the program's branches, or the trainset's inputs.",
-            stacklevel=2,
+def called_of(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> tuple[str, ...]:
+    """The modules whose calls the policy answered in some step of a training."""
+    return tuple(name for name in modules if any(f"reward/{name}" in entry for entry in curve))
+
+
+def _refuse_what_teaches_nothing(trajectories: Sequence[Trajectory], format_failure_reward: float) -> None:
+    """Raise UserError where no run has a call to train, or where a reply that doesn't parse earns more than one that does."""
+    if all(run.outcome == "completed" and not run.calls for run in trajectories):
+        raise UserError(
+            f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
+            "forward has to call its own predictors, by their attributes."
+        )
+    least = min((run.reward for run in trajectories if run.outcome == "completed"), default=0.0)
+    if least < format_failure_reward:
+        raise UserError(
+            f"A run that completed earned {least:g}, less than the {format_failure_reward:g} of one whose reply didn't parse: lower "
+            "`format_failure_reward`, or give rewards of 0 and more."
         )
 
 

@@ -7,11 +7,12 @@ is what was sampled.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dspy
+
+from mmgrpo.hashing import text_of
 
 CallStatus = Literal["ok", "format_failure", "truncated", "unread"]
 Outcome = Literal["completed", "interrupted", "crashed", "unscorable"]
@@ -55,5 +56,4 @@ def from_json(run: dict[str, Any]) -> Trajectory:
 
 def example_id(example: dspy.Example) -> str:
     """A name for an example that reveals nothing of it: 12 hex digits of its inputs' hash."""
-    inputs = json.dumps(dict(example.inputs()), sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(inputs.encode()).hexdigest()[:12]
+    return hashlib.sha256(text_of(dict(example.inputs())).encode()).hexdigest()[:12]

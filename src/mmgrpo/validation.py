@@ -86,7 +86,7 @@ class Validation(TrainerCallback):
             if self.best == entry or step == 0:
                 kept_runs.write(scored, kept_runs.validated(run.folder, step))
             write_json({"scores": self.scores, "best": self.best}, self.file)
-            for older in run.folder.glob(f"{BEST}-*"):  # now that none is named any more
+            for older in run.folder.glob(f"{BEST}-[0-9]*"):  # now that none is named any more
                 if older != best_adapter(run.folder, self.best["step"]):
                     shutil.rmtree(older)
             for older in run.folder.glob(kept_runs.VALIDATED):

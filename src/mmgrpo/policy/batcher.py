@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -17,6 +18,7 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 QUIET_SECONDS = 0.02  # how long calls from outside a rollout wait for company
+STALL_SECONDS = 120.0  # without a call or an answer, after which a rollout goes on with the calls that wait
 IDLE_SECONDS = 2.0  # after which the generating thread ends; the next call starts another
 
 
@@ -72,6 +74,11 @@ class Batcher(Generic[Question, Answer]):
                 if self._waiting:  # calls from outside that came meanwhile
                     self._start_thread()
                 self._changed.notify_all()
+
+    @property
+    def rolling(self) -> bool:
+        """Whether a rollout's workers are at work."""
+        return self._workers > 0
 
     def drive(self) -> None:
         """Generate on the calling thread until all workers have left; an interrupt reaches every waiting caller."""
@@ -129,9 +136,19 @@ class Batcher(Generic[Question, Answer]):
             ticket.answered.set()
 
     def _batch_of_workers(self) -> list[_Ticket]:
-        """All waiting tickets once every worker waits; empty when the workers have left."""
+        """All waiting tickets once every worker waits; empty when the workers have left.
+
+        A worker that holds a lock while it waits here would keep others, which wait for the lock, from ever coming.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) >= self._workers)
+            while not self._changed.wait_for(lambda: len(self._waiting) >= self._workers, STALL_SECONDS):
+                if self._waiting and time.monotonic() - self._last_arrival >= STALL_SECONDS:
+                    warnings.warn(
+                        f"{len(self._waiting)} of {self._workers} runs have waited {STALL_SECONDS:.0f} s for the others: they "
+                        "are answered without them. Does the program hold a lock while it calls a module?",
+                        stacklevel=2,
+                    )
+                    break
             return self._take() if self._workers else []
 
     def _batch_from_outside(self) -> list[_Ticket]:

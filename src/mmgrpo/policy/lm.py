@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections import Counter
@@ -59,6 +60,12 @@ class PolicyEngine:
     def complete(self, request: Request) -> Response:
         """Answer one request; raises ContextLengthError where prompt and completion don't fit the context."""
         recorder: Recorder | None = dspy.settings.get(SETTING)
+        if recorder is None and self.batcher.rolling:
+            raise UserError(
+                "While a program runs for training or evaluation, a call came from a thread that knows nothing of the run: it "
+                "would be neither recorded nor trained. Let the program start its threads with dspy.Parallel, or call "
+                "contextvars.copy_context().run in each."
+            )
         prompt_ids = self.render(request)
         begun = recorder.begin() if recorder is not None else None
         config = request.config
@@ -75,19 +82,17 @@ class PolicyEngine:
             temperature=temperature,
             top_p=1.0 if config.top_p is None else config.top_p,
             top_k=config.top_k,
-            seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature),
+            seed=begun[3] if begun else self._outside_seed(prompt_ids, temperature, recorder),
             stop=END_MARKER if END_MARKER in (request.system or "") else None,
             **self._weights(request, begun[1] if begun else ""),
         )
         try:
             completion = self._batcher().ask((self._sampler(request.model), wanted))
-        except UserError:
-            raise
-        except Exception as error:  # no fault of the program's: it must not count as a run that crashed
-            raise UserError(
-                f"Sampling failed ({type(error).__name__}: {error}): run the same command again; it goes on from the last "
-                "checkpoint, or the last reply of a search."
-            ) from error
+        except Exception as error:
+            fault = _fault(error)
+            if recorder is not None:
+                recorder.fault = fault
+            raise fault from error.__cause__ if fault is error else error
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         with self._lock:
             self.tokens.update(prompt=len(prompt_ids), completion=len(completion.ids), calls=1)
@@ -139,11 +144,33 @@ class PolicyEngine:
             return {"weights": folder}
         return {"adapter": adapter_name(module) if self.adapters else "default"}
 
-    def _outside_seed(self, prompt_ids: tuple[int, ...], temperature: float) -> int:
+    def _outside_seed(self, prompt_ids: tuple[int, ...], temperature: float, recorder: Recorder | None) -> int:
+        asked = seed_of(prompt_ids, temperature)
+        if recorder is not None:
+            return recorder.outside(asked)
         with self._lock:
-            asked = seed_of(prompt_ids, temperature)
             self._repeats[asked] += 1
             return seed_of(self.seed, asked, self._repeats[asked])
+
+
+def _fault(error: Exception) -> UserError:
+    """How a failure of the sampler is told: no fault of the program's, it must not count as a run that crashed."""
+    if isinstance(error, UserError):
+        return error
+    return UserError(
+        f"Sampling failed ({type(error).__name__}: {error}): run the same command again; it goes on from the last "
+        "checkpoint, or the last reply of a search."
+    )
+
+
+class AsyncEngine:
+    """The same engine for programs that await their calls."""
+
+    def __init__(self, engine: PolicyEngine):
+        self.engine = engine
+
+    async def complete(self, request: Request) -> Response:
+        return await asyncio.to_thread(self.engine.complete, request)
 
 
 def _generate(questions: Sequence[tuple[Sampler, SamplingRequest]]) -> list[Completion]:
@@ -166,18 +193,17 @@ class PolicyLM(dspy.LM):
         folder = None if weights is None else adapter_folder(weights, adapter)
         tag = "" if folder is None else f"@{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
         # A cache would not know which weights answered, and a retry would sample a reply that nothing recorded.
-        super().__init__(
-            model=f"local/{policy.name}{tag}", engine=policy.engine, cache=False, num_retries=0, **sampling
-        )
+        engines = {"engine": policy.engine, "async_engine": AsyncEngine(policy.engine)}
+        super().__init__(model=f"local/{policy.name}{tag}", cache=False, num_retries=0, **engines, **sampling)
         self.policy = policy
         self.weights = weights
         self.adapter = adapter
         if folder is not None:
             policy.engine.folders[tag[1:]] = folder
 
-    def with_weights(self, weights: Path, adapter: str = "default") -> PolicyLM:
+    def with_weights(self, weights: Path | str, adapter: str = "default") -> PolicyLM:
         """The same language model with the adapter of a PEFT folder."""
-        return PolicyLM(self.policy, weights, adapter, **self.kwargs)
+        return PolicyLM(self.policy, Path(weights), adapter, **self.kwargs)
 
     def dump_state(self) -> dict[str, Any]:
         """What `program.save` writes: names, not weights. The adapter's folder must stay where it is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import threading
 from collections import Counter
 from typing import Any
@@ -31,12 +32,17 @@ class Recorder(BaseCallback):
     """The calls of one run, in the order in which they were made."""
 
     def __init__(self, program: dspy.Module, seed: tuple[object, ...]):
-        self._names = {id(predictor): name for name, predictor in program.named_predictors()}
+        named = program.named_predictors()
+        stages = Counter(predictor.stage for _, predictor in named)
+        self._names = {id(predictor): name for name, predictor in named}
+        self._copied = {predictor.stage: name for name, predictor in named if stages[predictor.stage] == 1}
         self._seed = seed
         self._made: Counter[str] = Counter()
+        self._outside: Counter[int] = Counter()
         self._slots: list[Call | None] = []
-        self._parsing: dict[str, tuple[Any, dict]] = {}
+        self._parsing = _Parses()
         self._lock = threading.Lock()
+        self.fault: BaseException | None = None  # of the sampler: it ends the run, whatever the program makes of it
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -53,16 +59,26 @@ class Recorder(BaseCallback):
             self._slots.append(None)
             return len(self._slots) - 1, module, invocation, seed_of(*self._seed, module, invocation)
 
+    def outside(self, asked: int) -> int:
+        """Seed of a call that no named predictor makes, by what is `asked` and how often this run asked it before."""
+        with self._lock:
+            self._outside[asked] += 1
+            return seed_of(*self._seed, "outside", asked, self._outside[asked])
+
     def end(self, slot: int, call: Call) -> None:
         self._slots[slot] = call
 
     def on_adapter_parse_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self._parsing[call_id] = (instance, inputs)
+        # Where a class inherits `parse`, DSPy wraps it twice, and tells of the outer one by position.
+        asked = dict(zip(("signature", "completion"), inputs.get("args", ()), strict=False)) | inputs
+        self._parsing.open.append((instance, asked))
 
     def on_adapter_parse_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        adapter, inputs = self._parsing.pop(call_id)
+        adapter, inputs = self._parsing.open.pop()
+        if any(outer is adapter for outer, _ in self._parsing.open):
+            return  # a parse within a parse, as where a subclass asks its base: the outer one has the last word
         signature, text = inputs["signature"], inputs["completion"]
-        parsed = 1.0 if exception is None else _parsed_share(adapter, signature, text)
+        parsed = 1.0 if exception is None else self._parsed_share(adapter, signature, text)
         module = self._caller()
         with self._lock:
             for slot, call in enumerate(self._slots):
@@ -78,24 +94,37 @@ class Recorder(BaseCallback):
                     return
 
     def _caller(self) -> str | None:
-        """The innermost calling module that is a named predictor of the program."""
+        """The innermost calling module that is a named predictor of the program, or a copy of one (`dspy.BestOfN`)."""
         for module in reversed(dspy.settings.caller_modules or []):
-            if id(module) in self._names:
-                return self._names[id(module)]
+            name = self._names.get(id(module)) or self._copied.get(getattr(module, "stage", None))
+            if name is not None:
+                return name
         return None
 
-
-def _parsed_share(adapter: dspy.Adapter, signature: type[dspy.Signature], text: str) -> float:
-    """Share of the output fields that the adapter can read when asked for each alone."""
-    read = 0
-    for name in signature.output_fields:
-        alone = signature
-        for other in signature.output_fields:
-            if other != name:
-                alone = alone.delete(other)
+    def _parsed_share(self, adapter: dspy.Adapter, signature: type[dspy.Signature], text: str) -> float:
+        """Share of the output fields that the adapter can read when asked for each alone."""
+        fields = signature.output_fields
+        self._parsing.open.append((adapter, {}))  # what it parses now says nothing of a call
         try:
-            type(adapter).parse.__wrapped__(adapter, alone, text)
-            read += 1
-        except AdapterParseError:
-            continue
-    return read / len(signature.output_fields)
+            return sum(_reads(adapter, signature, name, text) for name in fields) / len(fields)
+        finally:
+            self._parsing.open.pop()
+
+
+def _reads(adapter: dspy.Adapter, signature: type[dspy.Signature], field: str, text: str) -> bool:
+    """Whether the adapter reads this output field when asked for it alone; no other callback hears of it."""
+    for other in signature.output_fields:
+        if other != field:
+            signature = signature.delete(other)
+    try:
+        inspect.unwrap(type(adapter).parse)(adapter, signature, text)
+    except AdapterParseError:
+        return False
+    return True
+
+
+class _Parses(threading.local):
+    """The parses that a thread is in, outermost first: adapter and inputs."""
+
+    def __init__(self):
+        self.open: list[tuple[dspy.Adapter, dict[str, Any]]] = []

@@ -1,0 +1,174 @@
+"""Programs that call their modules in other ways than one after the other: awaited, in threads, copied, in vain."""
+
+import asyncio
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
+
+import dspy
+import pytest
+from dspy.utils.exceptions import AdapterParseError
+from tiny_policy import fields, scripted_lm
+
+from mmgrpo import rollout
+from mmgrpo.errors import UserError
+
+EXAMPLES = [dspy.Example(q=f"question {place}").with_inputs("q") for place in range(2)]
+
+
+def yes(prompt, request):
+    return fields(a="yes")
+
+
+def run(program, reply=yes, rollouts=1, **settings):
+    lm = scripted_lm(reply, **settings)
+    jobs = rollout.jobs_for(EXAMPLES, rollouts, 0)
+    return rollout.run(program, jobs, lm=lm, metric=lambda example, prediction, trace=None: 1.0), lm
+
+
+def names(trajectory):
+    return sorted((call.module, call.invocation) for call in trajectory.calls)
+
+
+class Shape(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.ask = dspy.Predict("q -> a")
+
+
+class AwaitsInside(Shape):
+    def forward(self, q):
+        async def both():
+            return await asyncio.gather(self.ask.acall(q=q), self.ask.acall(q=f"{q}, again"))
+
+        return asyncio.run(both())[0]
+
+
+class OnlyAwaits(Shape):
+    async def aforward(self, q):
+        await self.ask.acall(q=q)
+        return await self.ask.acall(q=f"{q}, again")
+
+
+@pytest.mark.parametrize("program", [AwaitsInside(), OnlyAwaits()])
+def test_awaited_calls_are_recorded(program):
+    trajectories, _ = run(program)
+    assert [names(one) for one in trajectories] == [[("ask", 0), ("ask", 1)]] * 2
+    assert {call.status for one in trajectories for call in one.calls} == {"ok"}
+    assert all(one.prediction.a == "yes" for one in trajectories)
+
+
+class Threads(Shape):
+    """Its threads know of the run where they are told."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+
+    def forward(self, q):
+        with ThreadPoolExecutor(2) as pool:
+            start = contextvars.copy_context().run if self.told else lambda ask, **inputs: ask(**inputs)
+            return pool.submit(start, self.ask, q=q).result()
+
+
+def test_threads_that_know_of_the_run_are_recorded_and_others_are_refused():
+    trajectories, _ = run(Threads(told=True))
+    assert [names(one) for one in trajectories] == [[("ask", 0)]] * 2
+    with (
+        dspy.context(lm=(lm := scripted_lm(yes))),
+        pytest.raises(UserError, match="start its threads with dspy.Parallel"),
+    ):
+        dspy.settings.configure(lm=lm)
+        jobs = rollout.jobs_for(EXAMPLES, 1, 0)
+        rollout.run(Threads(told=False), jobs, lm=lm, metric=lambda *_: 1.0)
+
+
+class Tries(dspy.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.best = kind(dspy.Predict("q -> a"), N=2, reward_fn=lambda *_: 0.0, threshold=1.0)
+
+    def forward(self, q):
+        return self.best(q=q)
+
+
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+def test_calls_of_copies_belong_to_the_module_that_was_copied(kind):
+    trajectories, _ = run(
+        Tries(kind), lambda prompt, request: fields(a="yes", reasoning="None.", discussion="-", advice="{}")
+    )
+    assert [names(one) for one in trajectories] == [[("best.module", 0), ("best.module", 1)]] * 2
+    assert [one.outcome for one in trajectories] == ["completed"] * 2
+
+
+class Catches(Shape):
+    def forward(self, q):
+        try:
+            return self.ask(q=q)
+        except Exception:
+            return dspy.Prediction(a="a guess")
+
+
+def test_failure_of_the_sampler_that_the_program_catches_ends_everything():
+    def broken(prompt, request):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(UserError, match=r"Sampling failed \(RuntimeError: out of memory\)"):
+        run(Catches(), broken)
+
+
+class Talks(Shape):
+    def forward(self, q):
+        for _ in range(2):
+            dspy.settings.lm("Just talk.")
+        return self.ask(q=q)
+
+
+def test_seeds_of_calls_outside_any_module_are_those_of_their_run():
+    def seeds(rollouts):
+        _, lm = run(Talks(), rollouts=rollouts)
+        return sorted(request.seed for request in lm.policy.engine.sampler.requests)
+
+    assert len(set(seeds(3))) == 2 * 3 * 3
+    assert seeds(3) == seeds(3) and set(seeds(1)) < set(seeds(3))
+
+
+class Inherits(dspy.ChatAdapter):
+    """DSPy tells callbacks twice of each of its parses."""
+
+
+class AsksItsBase(dspy.ChatAdapter):
+    def parse(self, signature, completion):
+        return super().parse(signature, completion)
+
+
+class Rescues(dspy.ChatAdapter):
+    def parse(self, signature, completion):
+        try:
+            return super().parse(signature, completion)
+        except AdapterParseError:
+            return dict.fromkeys(signature.output_fields, completion)
+
+
+class Pair(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.ask = dspy.Predict("q -> a, b")
+
+    def forward(self, q):
+        return self.ask(q=q)
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, Inherits, AsksItsBase])
+def test_reply_that_parses_in_part_costs_half_under_every_adapter(adapter):
+    reply = '{"a": "yes"}' if adapter is dspy.JSONAdapter else fields(a="yes")
+    with dspy.context(adapter=adapter()):
+        trajectories, _ = run(Pair(), lambda prompt, request: reply)
+    assert [(one.outcome, one.reward, one.calls[0].status) for one in trajectories] == [
+        ("interrupted", -0.5, "format_failure")
+    ] * 2
+
+
+def test_reply_that_an_adapter_rescues_is_fine():
+    with dspy.context(adapter=Rescues()):
+        trajectories, _ = run(Pair(), lambda prompt, request: "plain talk")
+    assert [(one.outcome, one.reward, one.calls[0].status) for one in trajectories] == [("completed", 1.0, "ok")] * 2
