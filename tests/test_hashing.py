@@ -38,6 +38,7 @@ def test_arrays_are_told_apart_in_the_middle_and_models_by_their_fields():
     other = long.copy()
     other[2500] = 1.0
     assert str(long) == str(other) and named(q=long) != named(q=other)
+    assert named(q=Point) == named(q=Point) != named(q=int)
     assert named(q=Point(x=1)) == named(q=Point(x=1)) != named(q=Point(x=2))
 
 

@@ -144,7 +144,7 @@ def test_program_runs_are_counted_by_hand(strategy, runs):
 
 def test_what_is_missing_is_said(monkeypatch):
     said = plan.missing(expand("paper"))
-    assert any(f"{QWEN} needs 1 GPU; torch sees 0 here." == line for line in said)
+    assert any(f"{QWEN} needs 1 GPU of 80 GB; torch sees 0 here." == line for line in said)
     assert any(line.startswith(f"{LLAMA} is gated") for line in said)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = plan.missing(expand("paper"))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dspy
 import pytest
 from dspy.utils.exceptions import AdapterParseError
-from tiny_policy import fields, scripted_lm
+from tiny_policy import fields, question, scripted_lm, tokenizer
 
 from mmgrpo import rollout
 from mmgrpo.errors import UserError
@@ -50,11 +50,33 @@ class OnlyAwaits(Shape):
 
 
 @pytest.mark.parametrize("program", [AwaitsInside(), OnlyAwaits()])
-def test_awaited_calls_are_recorded(program):
+def test_awaited_calls_are_recorded_in_the_programs_order(program):
     trajectories, _ = run(program)
-    assert [names(one) for one in trajectories] == [[("ask", 0), ("ask", 1)]] * 2
-    assert {call.status for one in trajectories for call in one.calls} == {"ok"}
-    assert all(one.prediction.a == "yes" for one in trajectories)
+    for place, one in enumerate(trajectories):
+        assert one.prediction.a == "yes"
+        calls = {call.invocation: question(tokenizer().decode(call.prompt_ids)).split("\n")[1] for call in one.calls}
+        assert calls == {0: f"question {place}", 1: f"question {place}, again"}
+        assert {(call.module, call.status) for call in one.calls} == {("ask", "ok")}
+
+
+class Halves(Shape):
+    """Awaits two replies at once; the first that doesn't parse ends the run before the other is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.ask = dspy.Predict("q -> a, b")
+
+    def forward(self, q):
+        async def both():
+            return await asyncio.gather(self.ask.acall(q=q), self.ask.acall(q=f"{q}, again"))
+
+        return asyncio.run(both())[0]
+
+
+def test_reply_that_nobody_read_is_not_what_a_run_failed_of():
+    for first, second in ((fields(a=1), fields(a=1, b=2)), (fields(a=1, b=2), fields(a=1))):
+        trajectories, _ = run(Halves(), lambda prompt, _, f=first, s=second: s if "again" in question(prompt) else f)
+        assert [(one.outcome, one.reward) for one in trajectories] == [("interrupted", -0.5)] * 2
 
 
 class Threads(Shape):
@@ -70,16 +92,30 @@ class Threads(Shape):
             return pool.submit(start, self.ask, q=q).result()
 
 
-def test_threads_that_know_of_the_run_are_recorded_and_others_are_refused():
-    trajectories, _ = run(Threads(told=True))
+@pytest.fixture
+def configured():
+    """A policy LM that all threads see."""
+    before, lm = dspy.settings.lm, scripted_lm(yes)
+    dspy.configure(lm=lm)
+    yield lm
+    dspy.configure(lm=before)
+
+
+def test_threads_that_know_of_the_run_are_recorded_and_others_are_refused(configured):
+    jobs = rollout.jobs_for(EXAMPLES, 1, 0)
+    trajectories = rollout.run(Threads(told=True), jobs, lm=configured, metric=lambda *_: 1.0)
     assert [names(one) for one in trajectories] == [[("ask", 0)]] * 2
-    with (
-        dspy.context(lm=(lm := scripted_lm(yes))),
-        pytest.raises(UserError, match="start its threads with dspy.Parallel"),
-    ):
-        dspy.settings.configure(lm=lm)
-        jobs = rollout.jobs_for(EXAMPLES, 1, 0)
-        rollout.run(Threads(told=False), jobs, lm=lm, metric=lambda *_: 1.0)
+    with pytest.raises(UserError, match="start threads with dspy.Parallel"):
+        rollout.run(Threads(told=False), jobs, lm=configured, metric=lambda *_: 1.0)
+
+
+def test_metric_that_judges_in_threads_of_its_own_is_told_how(configured):
+    def metric(example, prediction, trace=None):
+        with ThreadPoolExecutor(1) as pool:
+            return float(pool.submit(dspy.Predict("a -> b"), a=prediction.a).result().b == "yes")
+
+    with pytest.raises(UserError, match="let program and metric start threads with dspy.Parallel"):
+        rollout.run(Threads(told=True), rollout.jobs_for(EXAMPLES, 1, 0), lm=configured, metric=metric)
 
 
 class Tries(dspy.Module):
@@ -100,6 +136,14 @@ def test_calls_of_copies_belong_to_the_module_that_was_copied(kind):
     assert [one.outcome for one in trajectories] == ["completed"] * 2
 
 
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+def test_tries_that_all_fail_are_a_format_failure(kind):
+    program = Tries(kind)
+    program.best.fail_count = 100
+    trajectories, _ = run(program, lambda prompt, request: "nonsense")
+    assert [(one.outcome, one.reward, len(one.calls)) for one in trajectories] == [("interrupted", -1.0, 2)] * 2
+
+
 class Catches(Shape):
     def forward(self, q):
         try:
@@ -108,12 +152,21 @@ class Catches(Shape):
             return dspy.Prediction(a="a guess")
 
 
+class Hides(Shape):
+    def forward(self, q):
+        try:
+            return self.ask(q=q)
+        except Exception:
+            raise ValueError("no answer") from None
+
+
 def test_failure_of_the_sampler_that_the_program_catches_ends_everything():
     def broken(prompt, request):
         raise RuntimeError("out of memory")
 
-    with pytest.raises(UserError, match=r"Sampling failed \(RuntimeError: out of memory\)"):
-        run(Catches(), broken)
+    for program in (Catches(), Hides()):
+        with pytest.raises(UserError, match=r"Sampling failed \(RuntimeError: out of memory\)"):
+            run(program, broken)
 
 
 class Talks(Shape):
@@ -141,6 +194,11 @@ class AsksItsBase(dspy.ChatAdapter):
         return super().parse(signature, completion)
 
 
+class NamesThemOtherwise(dspy.ChatAdapter):
+    def parse(self, sig, text):
+        return super().parse(sig, text)
+
+
 class Rescues(dspy.ChatAdapter):
     def parse(self, signature, completion):
         try:
@@ -158,7 +216,7 @@ class Pair(dspy.Module):
         return self.ask(q=q)
 
 
-@pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, Inherits, AsksItsBase])
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, Inherits, AsksItsBase, NamesThemOtherwise])
 def test_reply_that_parses_in_part_costs_half_under_every_adapter(adapter):
     reply = '{"a": "yes"}' if adapter is dspy.JSONAdapter else fields(a="yes")
     with dspy.context(adapter=adapter()):

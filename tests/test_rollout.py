@@ -95,13 +95,6 @@ def test_format_failure_is_a_run_with_a_reward_like_any_other():
     assert rollout.mean_score(trajectories) == 0.0  # yet in an evaluation it counts as a wrong answer
 
 
-def test_format_failure_counts_no_more_than_the_worst_answer_of_an_evaluation():
-    reply = chain_reply(fields(z=1, w=2))
-    broken = run(Chain(), chain_reply("nonsense"), chosen=examples("q"))
-    answered = [run(Chain(), reply, chosen=examples("q"), metric=lambda *_, r=r: r)[0] for r in (-1.0, -3.0)]
-    assert rollout.mean_score([*broken, *answered]) == (-3.0 - 1.0 - 3.0) / 3
-
-
 class Forgiving(dspy.Module):
     def __init__(self):
         super().__init__()
@@ -317,6 +310,19 @@ def test_program_that_often_crashes_stops_everything():
         run(Brittle(), chosen=examples("bad", "very bad", "a", "b"))
     with pytest.raises(UserError, match="2 of 2 runs failed"):
         run(Brittle(), chosen=examples("bad"), rollouts=2)
+
+
+def test_a_program_that_breaks_on_the_only_example_is_stopped():
+    calls = iter(range(12))
+
+    class Flaky(Ask):
+        def forward(self, q):
+            if next(calls):
+                raise KeyError("missing shelf")
+            return self.ask(q=q)
+
+    with pytest.raises(UserError, match="11 of 12 runs failed"):
+        run(Flaky(), chosen=examples("only"), rollouts=12)
 
 
 def test_one_example_that_the_program_cannot_take_stops_nothing():

@@ -189,7 +189,6 @@ def test_few_seeds_decide_too_often_where_there_is_nothing_to_find(monkeypatch):
     """The rates that the module's docstring gives, as far as 400 studies can tell (they deviate by 2.5 points)."""
     monkeypatch.setattr(statistics, "REPLICATES", 1000)
     rates = {seeds: wrong_verdicts(seeds, studies=400) for seeds in (1, 2, 3)}
-    print(rates)
     assert rates[1] == pytest.approx(0.45, abs=0.07)
     assert rates[2] == pytest.approx(0.13, abs=0.05)
     assert rates[3] == pytest.approx(0.10, abs=0.05)

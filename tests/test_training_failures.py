@@ -53,11 +53,10 @@ def test_folder_with_checkpoints_of_another_trainer_is_refused_and_left_alone(na
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["model.safetensors"]
 
 
-def test_rewards_below_that_of_a_format_failure_are_refused():
-    with pytest.raises(
-        UserError, match="A run that completed earned -3, less than the -1 of one whose reply didn't parse"
-    ):
-        compile_(tiny_policy(), optimizer(lambda *_: -3.0))
+@pytest.mark.parametrize(("reward", "valset"), [(-3.0, None), (-0.5, VALID)])
+def test_rewards_that_pay_failure_are_refused(reward, valset):
+    with pytest.raises(UserError, match=f"A run that completed earned {reward:g}, where one whose reply doesn't parse"):
+        compile_(tiny_policy(), optimizer(lambda *_: reward), valset=valset)
 
 
 def test_student_itself_is_not_changed():

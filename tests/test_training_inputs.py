@@ -65,12 +65,36 @@ class Idle(Pair):
 
 @pytest.mark.parametrize("adapters", ["shared", "per_module"])
 def test_module_that_no_run_called_is_named(adapters):
-    with pytest.warns(UserWarning, match="The policy answered no call of b: nothing was learnt there"):
+    with pytest.warns(UserWarning, match="No run called b: nothing was learnt there"):
         program = compile_(tiny_policy(), optimizer(adapters=adapters), Idle(["a"]))
     assert program.training_log.curve[0]["groups/kept"] == 2
-    assert program.training_log.modules == ("a",)
-    assert program.a.lm.weights == program.training_log.adapter
-    assert program.b.lm is None  # what another language model answered there, it goes on answering
+    assert program.training_log.elsewhere == ()
+    assert program.a.lm.weights == program.b.lm.weights == program.training_log.adapter  # it may be called one day
+    compile_(program.b.lm.policy, optimizer(adapters=adapters), program)
+
+
+class Helped(Pair):
+    """Its second module asks another policy."""
+
+    def __init__(self, helper):
+        super().__init__()
+        self.helper = helper
+
+    def forward(self, q):
+        first = self.a(q=q).t
+        with dspy.context(lm=self.helper):
+            return dspy.Prediction(t=first + self.b(q=q).t)
+
+
+def test_module_that_asks_another_policy_keeps_it_and_is_not_trained(monkeypatch, recwarn):
+    runs, helper = Spy(monkeypatch, rollout, "run"), tiny_policy(seed=1).lm(temperature=1.0)
+    program = compile_(tiny_policy(), optimizer(), Helped(helper))
+    assert {call.module for _, _, made in runs.calls for run in made for call in run.calls} == {"a"}
+    assert program.training_log.elsewhere == ("b",)
+    assert not [each for each in recwarn if "No run called" in str(each.message)]
+    assert program.a.lm.weights == program.training_log.adapter and program.b.lm is None
+    again = compile_(program.a.lm.policy, optimizer(), program)  # it can be trained once more
+    assert again.training_log.elsewhere == ("b",)
 
 
 def test_program_that_calls_no_module_is_refused():

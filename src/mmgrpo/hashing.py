@@ -31,6 +31,8 @@ def text_of(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value, key=text_of)
+    if isinstance(value, type):
+        return str(value)
     for method in ("model_dump", "tolist"):  # of pydantic, of numpy and torch
         if hasattr(value, method):
             return getattr(value, method)()

@@ -25,7 +25,8 @@ class MMGRPO(Teleprompter):
     """Trains the weights of a program's language model by module-level or trajectory-level GRPO.
 
     Args:
-        metric: `metric(example, prediction, trace=None)` -> a finite number; its scores are the rewards.
+        metric: `metric(example, prediction, trace=None)` -> a number or a bool; its scores are the rewards. The worst answer
+            earns 0: a reply that doesn't parse has `settings.format_failure_reward` in training and 0 in validation.
         level: "module" (Alg. 2, the paper's main variant) or "trajectory" (Eq. 9).
         settings: everything about steps, groups and the update; defaults are the paper's.
         sampling: how rollouts are sampled.
@@ -69,7 +70,8 @@ class MMGRPO(Teleprompter):
         """Train the policy behind `student`, and return a copy of it that carries a `training_log`.
 
         Training starts from the weights of the student's language model. The copy has a language model of its own,
-        with the adapter that scored best on `valset` (without one: the last). Teachers, programs with the
+        with the adapter that scored best on `valset` (without one: the last); modules that another language model
+        answered, as `dspy.context(lm=...)` has it, keep that. Teachers, programs with the
         same modules under other prompts, make an equal share of each group's runs.
         """
         lm = _policy_lm_behind(student)
@@ -81,7 +83,7 @@ class MMGRPO(Teleprompter):
         with own_lms([program, *teachers], lambda own: None):  # they sample as the rollouts say
             log = TrainingRun(plan, [program, *teachers], list(trainset), list(valset or []), lm, folder).train()
         for name, predictor in program.named_predictors():
-            if name in log.modules:  # what another language model answered, it goes on answering
+            if name not in log.elsewhere:  # another language model goes on answering what it answered in training
                 own = predictor.lm if isinstance(predictor.lm, PolicyLM) else lm
                 predictor.lm = own.with_weights(log.adapter, lm.policy.adapter_of(name))
         program.training_log = log
@@ -93,7 +95,8 @@ def _policy_lm_behind(student: dspy.Module) -> PolicyLM:
     """The one policy language model that all of the student's predictors use, by themselves or through `dspy.configure`."""
     if not isinstance(student, dspy.Module):
         raise UserError(f"The student is {student!r}; it must be a dspy.Module with at least one predictor.")
-    predictors = student.named_predictors()
+    elsewhere = student.training_log.elsewhere if hasattr(student, "training_log") else ()
+    predictors = [(name, predictor) for name, predictor in student.named_predictors() if name not in elsewhere]
     if not predictors:
         raise UserError(
             f"{type(student).__name__} has no predictors that can be trained: give it a dspy.Predict or dspy.ChainOfThought of its "

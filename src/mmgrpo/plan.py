@@ -47,7 +47,8 @@ class Model:
     billions: float  # parameters
     download_gb: float
     adapter_gb: float
-    gpus: int  # of 80 GB, that a cell needs: sampling and training take turns on it
+    gpus: int  # that a cell needs: sampling and training take turns on it
+    gpu_gb: int | None = None  # of memory that such a GPU needs, where it is known
     gated: bool = False  # the hub wants a token
 
 
@@ -55,8 +56,8 @@ MODELS = {
     "smollm2-135m": Model(0.135, 0.1, 0.02, 0),
     "smollm2-135m-published": Model(0.135, 0.1, 0.02, 0),
     "Qwen/Qwen3-0.6B": Model(0.6, 1.5, 0.04, 1),
-    "Qwen/Qwen3-8B": Model(8, 16.4, 0.175, 1),
-    "meta-llama/Llama-3.1-8B-Instruct": Model(8, 16.1, 0.168, 1, gated=True),
+    "Qwen/Qwen3-8B": Model(8, 16.4, 0.175, 1, gpu_gb=80),
+    "meta-llama/Llama-3.1-8B-Instruct": Model(8, 16.1, 0.168, 1, gpu_gb=80, gated=True),
 }
 
 
@@ -210,9 +211,10 @@ def missing(todo: Sequence[Cell]) -> list[str]:
     offline = constants.HF_HUB_OFFLINE
     here = torch.cuda.device_count()
     for name in dict.fromkeys(cell.model for cell in todo):
-        wanted = MODELS[name].gpus
+        wanted, memory = MODELS[name].gpus, MODELS[name].gpu_gb
         if wanted > here:
-            lacks.append(f"{name} needs {wanted} GPU; torch sees {here} here.")
+            size = f" of {memory} GB" if memory else ""
+            lacks.append(f"{name} needs {wanted} GPU{size}; torch sees {here} here.")
         if name in HUB_REVISIONS and not _is_cached(name):
             if offline:
                 lacks.append(

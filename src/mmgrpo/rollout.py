@@ -31,7 +31,7 @@ from mmgrpo.errors import UserError
 from mmgrpo.policy import Policy
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.recorder import SETTING, Recorder
-from mmgrpo.trajectory import Trajectory, example_id
+from mmgrpo.trajectory import Call, Trajectory, example_id
 
 Metric = Callable[..., Any]
 
@@ -119,7 +119,7 @@ def evaluate(
 ) -> list[Trajectory]:
     """Greedy runs, one an example, also where the program has a policy LM of its own that isn't greedy.
 
-    A run that didn't complete scores no more than one that did (see `score`, `mean_score`).
+    A run that didn't complete scores 0 (see `score`).
     """
     with own_lms([program], lambda lm: lm.copy(temperature=0.0)):
         return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
@@ -145,10 +145,9 @@ def score(trajectory: Trajectory) -> float:
 
 
 def mean_score(trajectories: Sequence[Trajectory]) -> float:
-    """Mean over the runs that could be scored; one that didn't complete counts 0, or the lowest reward where that is less."""
-    scorable = [run for run in trajectories if run.outcome != "unscorable"]
-    lowest = min([0.0, *(run.reward for run in scorable if run.outcome == "completed")])
-    return sum(run.reward if run.outcome == "completed" else lowest for run in scorable) / len(scorable)
+    """Mean over the runs that could be scored."""
+    scored = [score(run) for run in trajectories if run.outcome != "unscorable"]
+    return sum(scored) / len(scored)
 
 
 def strict_adapter() -> dspy.Adapter:
@@ -167,24 +166,22 @@ def strict_adapter() -> dspy.Adapter:
 def _run_one(
     program: dspy.Module, job: Job, settings: dict, metric: Metric, format_failure_reward: float
 ) -> Trajectory:
-    recorder = Recorder(program, job.seed)
+    recorder = Recorder(program, settings["lm"].policy.engine, job.seed)
     callbacks = [*(dspy.settings.callbacks or []), recorder]
     prediction, error, outcome, reward, details = None, None, "completed", None, {}
     with dspy.context(**settings, callbacks=callbacks, trace=[], **{SETTING: recorder}):
         try:
             prediction = _call(program, job.example.inputs())
-            if recorder.fault is not None:  # which the program caught
-                raise recorder.fault
+            if prediction is None and _unparsed(recorder.calls):  # as dspy.BestOfN ends when no try succeeds
+                raise ValueError("the program returned nothing after replies that did not parse")
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
-        except UserError:
-            raise
         except Exception as raised:
-            if isinstance(raised.__cause__, UserError):  # of the sampler, as DSPy passes it on
-                raise raised.__cause__ from None
+            _pass_on(raised)
             error = _sentence(raised)
-            unparsed = [call for call in recorder.calls if call.status != "ok"]
-            if unparsed:  # the reason, whatever was raised: dspy.Parallel turns a parse error into a missing result
+            if unparsed := _unparsed(
+                recorder.calls
+            ):  # the reason, whatever was raised: dspy.Parallel gives None for a reply
                 outcome, reward = "interrupted", format_failure_reward * (1 - unparsed[-1].parsed)
             else:  # the program's own fault, or another language model's: recorded, and fatal when frequent
                 outcome = "crashed"
@@ -192,11 +189,27 @@ def _run_one(
             try:
                 judged = metric(job.example, prediction, None)
                 reward, details = _number(judged), _parts(judged)
-            except UserError:
-                raise
             except Exception as raised:  # likewise the metric's
+                _pass_on(raised)
                 outcome, error = "unscorable", _sentence(raised)
-    return Trajectory(example_id(job.example), job.rollout, recorder.calls, reward, outcome, error, prediction, details)
+    if recorder.fault is not None:  # whatever program and metric made of it
+        raise recorder.fault
+    elsewhere = recorder.elsewhere if outcome == "completed" else ()
+    name = example_id(job.example)
+    return Trajectory(name, job.rollout, recorder.calls, reward, outcome, error, prediction, details, elsewhere)
+
+
+def _unparsed(calls: Sequence[Call]) -> list[Call]:
+    """The calls whose reply did not parse; those that nobody tried to parse where there are no others."""
+    failed = [call for call in calls if call.status != "ok"]
+    return [call for call in failed if call.status != "unread"] or failed
+
+
+def _pass_on(raised: Exception) -> None:
+    """Raise what is the user's to mend at once, also where DSPy has wrapped it."""
+    for error in (raised, raised.__cause__):
+        if isinstance(error, UserError):
+            raise error
 
 
 def _call(program: dspy.Module, inputs: dspy.Example) -> Any:
@@ -237,8 +250,10 @@ def _sentence(error: BaseException) -> str:
 
 def _stop_where_too_many_failed(done: Sequence[Trajectory]) -> None:
     failed = [run for run in done if run.outcome in ("crashed", "unscorable")]
-    one_example = len({run.example for run in failed}) == 1 and len(failed) < len(done)  # which may be at fault itself
-    if len(failed) > MAX_FAILED_SHARE * len(done) and not one_example:
+    only_one = (
+        len({run.example for run in failed}) == 1 < len({run.example for run in done})
+    )  # it may be at fault itself
+    if len(failed) > MAX_FAILED_SHARE * len(done) and not only_one:
         what = "program" if failed[0].outcome == "crashed" else "metric"
         raise UserError(
             f"{len(failed)} of {len(done)} runs failed, the first because the {what} raised {failed[0].error}: "

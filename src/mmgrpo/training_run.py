@@ -7,6 +7,7 @@ import math
 import random
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +56,7 @@ class TrainingLog:
     validation: tuple[dict[str, float], ...]  # step (0: before training) and score in [0, 1]
     best: dict[str, float]  # step and score of the adapter that came back; without a validation set the last step
     adapter: Path  # its PEFT folder
-    modules: tuple[str, ...]  # those whose calls the policy answered
+    elsewhere: tuple[str, ...]  # modules that another language model answered, and only that
     rollouts: dict[str, Any] | None  # outline of one input's rollouts and groups; None where no group ever taught
 
 
@@ -102,15 +103,9 @@ class TrainingRun:
             raise UserError(f"{adapter} is damaged: delete {self.folder} and run again.")
         self.policy.load_adapter(adapter)
         curve = tuple(_floats(entry) for entry in trainer.state.log_history if "reward" in entry)
-        called = called_of(modules, curve)
-        if idle := [name for name in modules if name not in called]:
-            warnings.warn(
-                f"The policy answered no call of {', '.join(idle)}: nothing was learnt there, and the language model there stays as "
-                "it was. Check the program's branches, or the trainset's inputs.",
-                stacklevel=2,
-            )
+        elsewhere = _tell_idle(modules, curve)
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
-        return TrainingLog(curve, tuple(validation.scores), best, adapter, called, rollouts)
+        return TrainingLog(curve, tuple(validation.scores), best, adapter, elsewhere, rollouts)
 
     @property
     def _outline(self) -> Path:
@@ -165,7 +160,13 @@ class TrainingRun:
                 format_failure_reward=settings.format_failure_reward,
             )  # fmt: skip
             trajectories += distributed.all_of([replace(run, prediction=None) for run in runs])
-        _refuse_what_teaches_nothing(trajectories, settings.format_failure_reward)
+        if all(run.outcome == "completed" and not run.calls for run in trajectories):
+            raise UserError(
+                f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
+                "forward has to call its own predictors, by their attributes."
+            )
+        if step == 0:  # later it would lose what was learnt
+            self._refuse_rewards_that_pay_failure(trajectories)
         if step == 0 and distributed.is_first():
             kept_runs.write(trajectories, kept_runs.sampled(self.folder))
         grouping = self._group(trajectories, step)
@@ -178,6 +179,16 @@ class TrainingRun:
         }  # fmt: skip
         return Batch(tuple(rows_of(grouping.groups)), metrics_of(trajectories, grouping), spent)
 
+    def _refuse_rewards_that_pay_failure(self, trajectories: Sequence[Trajectory]) -> None:
+        """Raise UserError where an answer earns less than no answer, in training or in validation."""
+        least = min((run.reward for run in trajectories if run.outcome == "completed"), default=0.0)
+        failure = self.plan.settings.format_failure_reward
+        if least < failure or (self.valset and least < 0):
+            raise UserError(
+                f"A run that completed earned {least:g}, where one whose reply doesn't parse earns {failure:g} in training and 0 in "
+                "validation: add a constant to the metric, so that the worst answer earns 0."
+            )
+
     def _group(self, trajectories: Sequence[Trajectory], step: int) -> Grouping:
         settings = self.plan.settings
         if self.plan.level == "trajectory":
@@ -188,24 +199,16 @@ class TrainingRun:
         )
 
 
-def called_of(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> tuple[str, ...]:
-    """The modules whose calls the policy answered in some step of a training."""
-    return tuple(name for name in modules if any(f"reward/{name}" in entry for entry in curve))
-
-
-def _refuse_what_teaches_nothing(trajectories: Sequence[Trajectory], format_failure_reward: float) -> None:
-    """Raise UserError where no run has a call to train, or where a reply that doesn't parse earns more than one that does."""
-    if all(run.outcome == "completed" and not run.calls for run in trajectories):
-        raise UserError(
-            f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
-            "forward has to call its own predictors, by their attributes."
+def _tell_idle(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> tuple[str, ...]:
+    """The modules that another language model answered throughout; warns of those that no run called."""
+    untrained = [name for name in modules if curve and not any(f"reward/{name}" in entry for entry in curve)]
+    elsewhere = tuple(name for name in untrained if any(f"elsewhere/{name}" in entry for entry in curve))
+    if idle := [name for name in untrained if name not in elsewhere]:
+        warnings.warn(
+            f"No run called {', '.join(idle)}: nothing was learnt there. Check the program's branches, or the trainset's inputs.",
+            stacklevel=2,
         )
-    least = min((run.reward for run in trajectories if run.outcome == "completed"), default=0.0)
-    if least < format_failure_reward:
-        raise UserError(
-            f"A run that completed earned {least:g}, less than the {format_failure_reward:g} of one whose reply didn't parse: lower "
-            "`format_failure_reward`, or give rewards of 0 and more."
-        )
+    return elsewhere
 
 
 def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, seed: int) -> list[dspy.Example]:
@@ -223,6 +226,7 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
     """What the log keeps of a step's rollouts and groups."""
     rewards = np.array([run.reward for run in trajectories if run.reward is not None])
     calls = [call for run in trajectories for call in run.calls]
+    elsewhere = Counter(module for run in trajectories for module in run.elsewhere)
     metrics = {
         "reward": float(rewards.mean()) if len(rewards) else 0.0,
         "reward_std": float(rewards.std()) if len(rewards) else 0.0,
@@ -236,6 +240,7 @@ def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[s
             run.reward for run in trajectories for call in run.calls if call.module == module and run.reward is not None
         ]
         metrics[f"reward/{module}"] = float(np.mean(own)) if own else 0.0
+    metrics |= {f"elsewhere/{module}": float(count) for module, count in elsewhere.items()}
     return metrics | {name: float(count) for name, count in grouping.counts.items()}
 
 

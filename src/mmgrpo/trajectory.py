@@ -45,13 +45,14 @@ class Trajectory:
     error: str | None = None  # why the run did not complete, or could not be scored
     prediction: Any = None  # the program's output, for showing
     details: dict[str, float] = field(default_factory=dict)  # parts of the reward, where the metric tells them
+    elsewhere: tuple[str, ...] = ()  # modules of a completed run that another language model answered
 
 
 def from_json(run: dict[str, Any]) -> Trajectory:
     """A trajectory as it was before `dataclasses.asdict` and JSON; raises KeyError or TypeError where it isn't one."""
-    sequences = ("prompt_ids", "completion_ids", "logprobs")
+    sequences = ("prompt_ids", "completion_ids", "logprobs")  # tuples, which JSON has as lists
     calls = (Call(**call | {name: tuple(call[name]) for name in sequences}) for call in run["calls"])
-    return Trajectory(**run | {"calls": tuple(calls)})
+    return Trajectory(**run | {"calls": tuple(calls), "elsewhere": tuple(run.get("elsewhere", ()))})
 
 
 def example_id(example: dspy.Example) -> str:

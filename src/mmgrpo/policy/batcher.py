@@ -145,7 +145,7 @@ class Batcher(Generic[Question, Answer]):
                 if self._waiting and time.monotonic() - self._last_arrival >= STALL_SECONDS:
                     warnings.warn(
                         f"{len(self._waiting)} of {self._workers} runs have waited {STALL_SECONDS:.0f} s for the others: they "
-                        "are answered without them. Does the program hold a lock while it calls a module?",
+                        "are answered without them. Does the program hold a lock while it calls a module, or is a tool so slow?",
                         stacklevel=2,
                     )
                     break

@@ -59,15 +59,25 @@ class PolicyEngine:
 
     def complete(self, request: Request) -> Response:
         """Answer one request; raises ContextLengthError where prompt and completion don't fit the context."""
+        return self.answer(request, self.announce())
+
+    def announce(self) -> tuple[int, str, int, int] | None:
+        """Give a call its place in its run (`Recorder.begin`); None for one that no run records."""
         recorder: Recorder | None = dspy.settings.get(SETTING)
-        if recorder is None and self.batcher.rolling:
+        if recorder is not None:
+            return recorder.begin() if recorder.engine is self else None
+        if self.batcher.rolling:
             raise UserError(
-                "While a program runs for training or evaluation, a call came from a thread that knows nothing of the run: it "
-                "would be neither recorded nor trained. Let the program start its threads with dspy.Parallel, or call "
-                "contextvars.copy_context().run in each."
+                "While a program runs for training or evaluation, its policy was called from a thread that knows nothing of the run, "
+                "where no call is recorded or trained: let program and metric start threads with dspy.Parallel or "
+                "contextvars.copy_context().run, and use the policy for other things when the run is over."
             )
+        return None
+
+    def answer(self, request: Request, begun: tuple[int, str, int, int] | None) -> Response:
+        """Sample a call that was announced."""
+        recorder: Recorder | None = dspy.settings.get(SETTING)
         prompt_ids = self.render(request)
-        begun = recorder.begin() if recorder is not None else None
         config = request.config
         limit = config.max_tokens or self.settings.max_tokens
         if len(prompt_ids) + limit > self.settings.context:
@@ -92,7 +102,9 @@ class PolicyEngine:
             fault = _fault(error)
             if recorder is not None:
                 recorder.fault = fault
-            raise fault from error.__cause__ if fault is error else error
+            if fault is error:
+                raise
+            raise fault from error
         text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
         with self._lock:
             self.tokens.update(prompt=len(prompt_ids), completion=len(completion.ids), calls=1)
@@ -170,7 +182,8 @@ class AsyncEngine:
         self.engine = engine
 
     async def complete(self, request: Request) -> Response:
-        return await asyncio.to_thread(self.engine.complete, request)
+        begun = self.engine.announce()  # here, as the order of the threads is chance
+        return await asyncio.to_thread(self.engine.answer, request, begun)
 
 
 def _generate(questions: Sequence[tuple[Sampler, SamplingRequest]]) -> list[Completion]:

@@ -29,14 +29,16 @@ def seed_of(*parts: object) -> int:
 
 
 class Recorder(BaseCallback):
-    """The calls of one run, in the order in which they were made."""
+    """The calls of one run that `engine` answers for its program's modules, in the order in which they were made."""
 
-    def __init__(self, program: dspy.Module, seed: tuple[object, ...]):
+    def __init__(self, program: dspy.Module, engine: object, seed: tuple[object, ...]):
         named = program.named_predictors()
         stages = Counter(predictor.stage for _, predictor in named)
         self._names = {id(predictor): name for name, predictor in named}
         self._copied = {predictor.stage: name for name, predictor in named if stages[predictor.stage] == 1}
+        self.engine = engine
         self._seed = seed
+        self._started: dict[str, None] = {}
         self._made: Counter[str] = Counter()
         self._outside: Counter[int] = Counter()
         self._slots: list[Call | None] = []
@@ -47,6 +49,11 @@ class Recorder(BaseCallback):
     @property
     def calls(self) -> tuple[Call, ...]:
         return tuple(call for call in self._slots if call is not None)
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Modules that ran and never asked the engine: another language model answered them."""
+        return tuple(name for name in self._started if name not in self._made)
 
     def begin(self) -> tuple[int, str, int, int] | None:
         """Announce a call: (slot, module, invocation, seed); None where no named predictor is calling."""
@@ -68,16 +75,20 @@ class Recorder(BaseCallback):
     def end(self, slot: int, call: Call) -> None:
         self._slots[slot] = call
 
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        if (name := self._name(instance)) is not None:
+            self._started[name] = None
+
     def on_adapter_parse_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        # Where a class inherits `parse`, DSPy wraps it twice, and tells of the outer one by position.
-        asked = dict(zip(("signature", "completion"), inputs.get("args", ()), strict=False)) | inputs
-        self._parsing.open.append((instance, asked))
+        # By position, as an adapter may name them otherwise; where a class inherits `parse`, DSPy doesn't name them at all.
+        given = (*inputs["args"], *inputs["kwargs"].values()) if "args" in inputs else inputs.values()
+        self._parsing.open.append((instance, tuple(given)))
 
     def on_adapter_parse_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        adapter, inputs = self._parsing.open.pop()
+        adapter, given = self._parsing.open.pop()
         if any(outer is adapter for outer, _ in self._parsing.open):
             return  # a parse within a parse, as where a subclass asks its base: the outer one has the last word
-        signature, text = inputs["signature"], inputs["completion"]
+        signature, text = given
         parsed = 1.0 if exception is None else self._parsed_share(adapter, signature, text)
         module = self._caller()
         with self._lock:
@@ -95,16 +106,16 @@ class Recorder(BaseCallback):
 
     def _caller(self) -> str | None:
         """The innermost calling module that is a named predictor of the program, or a copy of one (`dspy.BestOfN`)."""
-        for module in reversed(dspy.settings.caller_modules or []):
-            name = self._names.get(id(module)) or self._copied.get(getattr(module, "stage", None))
-            if name is not None:
-                return name
-        return None
+        names = (self._name(module) for module in reversed(dspy.settings.caller_modules or []))
+        return next((name for name in names if name is not None), None)
+
+    def _name(self, module: Any) -> str | None:
+        return self._names.get(id(module)) or self._copied.get(getattr(module, "stage", None))
 
     def _parsed_share(self, adapter: dspy.Adapter, signature: type[dspy.Signature], text: str) -> float:
         """Share of the output fields that the adapter can read when asked for each alone."""
         fields = signature.output_fields
-        self._parsing.open.append((adapter, {}))  # what it parses now says nothing of a call
+        self._parsing.open.append((adapter, ()))  # what it parses now says nothing of a call
         try:
             return sum(_reads(adapter, signature, name, text) for name in fields) / len(fields)
         finally:
@@ -112,7 +123,7 @@ class Recorder(BaseCallback):
 
 
 def _reads(adapter: dspy.Adapter, signature: type[dspy.Signature], field: str, text: str) -> bool:
-    """Whether the adapter reads this output field when asked for it alone; no other callback hears of it."""
+    """Whether the adapter reads this output field when asked for it alone."""
     for other in signature.output_fields:
         if other != field:
             signature = signature.delete(other)
@@ -124,7 +135,7 @@ def _reads(adapter: dspy.Adapter, signature: type[dspy.Signature], field: str, t
 
 
 class _Parses(threading.local):
-    """The parses that a thread is in, outermost first: adapter and inputs."""
+    """The parses that a thread is in, outermost first: the adapter and what it was given."""
 
     def __init__(self):
-        self.open: list[tuple[dspy.Adapter, dict[str, Any]]] = []
+        self.open: list[tuple[dspy.Adapter, tuple[Any, ...]]] = []

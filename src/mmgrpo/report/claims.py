@@ -13,7 +13,7 @@ from mmgrpo.records import Record
 from mmgrpo.report import frames, names, published, statistics
 from mmgrpo.report.frames import Cell
 from mmgrpo.report.statistics import Interval, Pair
-from mmgrpo.report.writers import Table, count, estimate, number
+from mmgrpo.report.writers import Table, estimate, number
 
 NOT_RUN = "not run"
 NOT_A_RESULT = "not a result (smoke)"
@@ -152,8 +152,7 @@ def _place(row: dict) -> str:
 
 def _seeds(row: dict) -> str:
     """The seeds of a pair; of an average over several, from the fewest to the most."""
-    fewest, most = row["seeds"], row["most_seeds"]
-    return count(most) if fewest == most else f"{fewest} to {most}"
+    return names.span(row["seeds"], row["most_seeds"]) if row["most_seeds"] else names.MISSING
 
 
 def _published(row: dict) -> str:

@@ -72,8 +72,13 @@ def measure(name: str) -> str:
     return MEASURES.get(name, name.replace("_", " ").capitalize())
 
 
-def seeds(number: int) -> str:
-    return f"{number} seed{'s' if number > 1 else ''}"
+def seeds(fewest: int, most: int) -> str:
+    """How many seeds some cells have: "1 seed", "1 to 3 seeds"."""
+    return f"{span(fewest, most)} seed{'s' if most > 1 else ''}"
+
+
+def span(fewest: int, most: int) -> str:
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def ordered(names: Iterable[str], known: Mapping[str, str]) -> list[str]:

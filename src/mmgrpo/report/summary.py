@@ -62,11 +62,14 @@ def caveats(records: Sequence[Record], committed: Sequence[Record], numbers: pd.
 
 
 def _passages(records: Sequence[Record]) -> dict[str, int]:
-    """Task -> the most passages that a run of it finds, where it searches."""
-    options = {record.task: record.settings.get("task", {}) for record in records}
-    return {
-        task: each["hops"] * each["passages"] for task, each in options.items() if {"hops", "passages"} <= set(each)
-    }
+    """Task -> the most passages that a run of it finds, where it searches; of records that differ, the fewest."""
+    found: dict[str, int] = {}
+    for record in records:
+        options = record.settings.get("task", {})
+        if {"hops", "passages"} <= set(options):
+            most = options["hops"] * options["passages"]
+            found[record.task] = min(most, found.get(record.task, most))
+    return found
 
 
 def _one_run(records: Sequence[Record]) -> bool:

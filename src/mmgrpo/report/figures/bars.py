@@ -30,8 +30,8 @@ def scores(records: Sequence[Record], *, seed: int = 0) -> Figure:
     with new(rows, columns, smoke=frames.is_smoke(records), width=width, sharey=True) as (figure, axes):
         for axis, task in zip(axes.flat, tasks, strict=True):
             _bars(axis, numbers[numbers["task"] == task], strategies)
-            seeds = numbers.loc[numbers["task"] == task, "seeds"]
-            axis.set_title(names.task(task) + (f", {names.seeds(seeds.max())}" if seeds.any() else ""))
+            seeds = numbers.loc[(numbers["task"] == task) & (numbers["seeds"] > 0), "seeds"]
+            axis.set_title(names.task(task) + (f", {names.seeds(seeds.min(), seeds.max())}" if len(seeds) else ""))
         for axis in axes[:, 0]:
             axis.set_ylabel("Test score, points of 100")
         axes[0, 0].set_ylim(bottom=0)  # after all panels are drawn: it ends the automatic choice of the shared scale

@@ -37,8 +37,8 @@ def learning_curves(records: Sequence[Record]) -> Figure | None:
         for (reward_axis, score_axis), task in zip(axes.T, tasks, strict=True):
             _lines(reward_axis, curve[curve["task"] == task], "reward", models, window)
             _lines(score_axis, validation[validation["task"] == task], "score", models, 1)
-            seeds = curve.loc[curve["task"] == task, "seed"].nunique()
-            reward_axis.set_title(f"{names.task(task)}, {names.seeds(seeds)}")
+            seeds = curve[curve["task"] == task].groupby(["strategy", "model"])["seed"].nunique()
+            reward_axis.set_title(f"{names.task(task)}, {names.seeds(seeds.min(), seeds.max())}")
             score_axis.set_xlabel("Update")
             score_axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes[0, 0].set_ylabel(f"Training reward,\nmean of {window} updates" if window > 1 else "Training reward")
