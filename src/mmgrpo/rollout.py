@@ -250,10 +250,9 @@ def _sentence(error: BaseException) -> str:
 
 def _stop_where_too_many_failed(done: Sequence[Trajectory]) -> None:
     failed = [run for run in done if run.outcome in ("crashed", "unscorable")]
-    only_one = (
-        len({run.example for run in failed}) == 1 < len({run.example for run in done})
-    )  # it may be at fault itself
-    if len(failed) > MAX_FAILED_SHARE * len(done) and not only_one:
+    failing, examples = {run.example for run in failed}, {run.example for run in done}
+    one_of_several = len(failing) == 1 < len(examples)  # the example may be at fault itself
+    if len(failed) > MAX_FAILED_SHARE * len(done) and not one_of_several:
         what = "program" if failed[0].outcome == "crashed" else "metric"
         raise UserError(
             f"{len(failed)} of {len(done)} runs failed, the first because the {what} raised {failed[0].error}: "
