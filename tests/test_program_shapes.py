@@ -30,9 +30,14 @@ def names(trajectory):
 
 
 class Shape(dspy.Module):
-    def __init__(self):
+    def __init__(self, signature="q -> a"):
         super().__init__()
-        self.ask = dspy.Predict("q -> a")
+        self.ask = dspy.Predict(signature)
+
+
+class Asks(Shape):
+    def forward(self, q):
+        return self.ask(q=q)
 
 
 class AwaitsInside(Shape):
@@ -59,23 +64,10 @@ def test_awaited_calls_are_recorded_in_the_programs_order(program):
         assert {(call.module, call.status) for call in one.calls} == {("ask", "ok")}
 
 
-class Halves(Shape):
-    """Awaits two replies at once; the first that doesn't parse ends the run before the other is read."""
-
-    def __init__(self):
-        super().__init__()
-        self.ask = dspy.Predict("q -> a, b")
-
-    def forward(self, q):
-        async def both():
-            return await asyncio.gather(self.ask.acall(q=q), self.ask.acall(q=f"{q}, again"))
-
-        return asyncio.run(both())[0]
-
-
 def test_reply_that_nobody_read_is_not_what_a_run_failed_of():
+    program = AwaitsInside("q -> a, b")  # the reply that doesn't parse ends the run before the other is read
     for first, second in ((fields(a=1), fields(a=1, b=2)), (fields(a=1, b=2), fields(a=1))):
-        trajectories, _ = run(Halves(), lambda prompt, _, f=first, s=second: s if "again" in question(prompt) else f)
+        trajectories, _ = run(program, lambda prompt, _, f=first, s=second: s if "again" in question(prompt) else f)
         assert [(one.outcome, one.reward) for one in trajectories] == [("interrupted", -0.5)] * 2
 
 
@@ -207,20 +199,11 @@ class Rescues(dspy.ChatAdapter):
             return dict.fromkeys(signature.output_fields, completion)
 
 
-class Pair(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.ask = dspy.Predict("q -> a, b")
-
-    def forward(self, q):
-        return self.ask(q=q)
-
-
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter, Inherits, AsksItsBase, NamesThemOtherwise])
 def test_reply_that_parses_in_part_costs_half_under_every_adapter(adapter):
     reply = '{"a": "yes"}' if adapter is dspy.JSONAdapter else fields(a="yes")
     with dspy.context(adapter=adapter()):
-        trajectories, _ = run(Pair(), lambda prompt, request: reply)
+        trajectories, _ = run(Asks("q -> a, b"), lambda prompt, request: reply)
     assert [(one.outcome, one.reward, one.calls[0].status) for one in trajectories] == [
         ("interrupted", -0.5, "format_failure")
     ] * 2
@@ -228,5 +211,5 @@ def test_reply_that_parses_in_part_costs_half_under_every_adapter(adapter):
 
 def test_reply_that_an_adapter_rescues_is_fine():
     with dspy.context(adapter=Rescues()):
-        trajectories, _ = run(Pair(), lambda prompt, request: "plain talk")
+        trajectories, _ = run(Asks("q -> a, b"), lambda prompt, request: "plain talk")
     assert [(one.outcome, one.reward, one.calls[0].status) for one in trajectories] == [("completed", 1.0, "ok")] * 2

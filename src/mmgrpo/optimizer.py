@@ -104,18 +104,17 @@ def _policy_lm_behind(student: dspy.Module) -> PolicyLM:
         )
     lms = [predictor.lm if predictor.lm is not None else dspy.settings.lm for _, predictor in predictors]
     for (name, predictor), lm in zip(predictors, lms, strict=True):
-        if predictor.lm is not None and not isinstance(lm, PolicyLM):
+        if isinstance(lm, PolicyLM):
+            continue
+        if predictor.lm is not None:
             raise UserError(
                 f"{name} has a language model of its own, {type(lm).__name__}({getattr(lm, 'model', '')}), which can't be trained "
-                f"here: set its `lm` to None, or call it inside `with dspy.context(lm=...)` where it is to keep that one."
+                "here: set its `lm` to None, or call it inside `with dspy.context(lm=...)` where it is to keep that one."
             )
-        if not isinstance(lm, PolicyLM):
-            found = (
-                "no language model is set"
-                if lm is None
-                else f"{type(lm).__name__}({getattr(lm, 'model', '')}) can't be trained here"
-            )
-            raise UserError(f"{found}: set one with dspy.configure(lm=mmgrpo.policy.load(...).lm()).")
+        found = "no language model is set"
+        if lm is not None:
+            found = f"{type(lm).__name__}({getattr(lm, 'model', '')}) can't be trained here"
+        raise UserError(f"{found}: set one with dspy.configure(lm=mmgrpo.policy.load(...).lm()).")
     if len({(id(lm.policy), lm.weights) for lm in lms}) > 1:
         raise UserError("The student's predictors use different policies or adapters: MMGRPO trains one at a time.")
     return lms[0]

@@ -18,7 +18,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
 from mmgrpo.cells import library_hash
-from mmgrpo.errors import UserError
+from mmgrpo.errors import UserError, user_error_in
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.replies import SETTING, Replies
 from mmgrpo.rollout import Metric
@@ -118,9 +118,8 @@ class FirstFault(BaseCallback):
             raise self.error
 
     def _keep(self, error: BaseException | None) -> None:
-        found = error if isinstance(error, UserError) else getattr(error, "__cause__", None)
-        if isinstance(found, UserError) and self.error is None:
-            self.error = found
+        if self.error is None:
+            self.error = user_error_in(error)
 
 
 def mipro(

@@ -27,7 +27,7 @@ import numpy as np
 from dspy.utils.exceptions import ContextWindowExceededError
 from tqdm.auto import tqdm
 
-from mmgrpo.errors import UserError
+from mmgrpo.errors import UserError, user_error_in
 from mmgrpo.policy import Policy
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.recorder import SETTING, Recorder
@@ -177,7 +177,8 @@ def _run_one(
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
         except Exception as raised:
-            _pass_on(raised)
+            if (found := user_error_in(raised)) is not None:
+                raise found from found.__cause__
             error = _sentence(raised)
             if unparsed := _unparsed(
                 recorder.calls
@@ -190,7 +191,8 @@ def _run_one(
                 judged = metric(job.example, prediction, None)
                 reward, details = _number(judged), _parts(judged)
             except Exception as raised:  # likewise the metric's
-                _pass_on(raised)
+                if (found := user_error_in(raised)) is not None:
+                    raise found from found.__cause__
                 outcome, error = "unscorable", _sentence(raised)
     if recorder.fault is not None:  # whatever program and metric made of it
         raise recorder.fault
@@ -203,13 +205,6 @@ def _unparsed(calls: Sequence[Call]) -> list[Call]:
     """The calls whose reply did not parse; those that nobody tried to parse where there are no others."""
     failed = [call for call in calls if call.status != "ok"]
     return [call for call in failed if call.status != "unread"] or failed
-
-
-def _pass_on(raised: Exception) -> None:
-    """Raise what is the user's to mend at once, also where DSPy has wrapped it."""
-    for error in (raised, raised.__cause__):
-        if isinstance(error, UserError):
-            raise error
 
 
 def _call(program: dspy.Module, inputs: dspy.Example) -> Any:
