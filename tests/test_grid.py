@@ -152,7 +152,8 @@ def test_notebook_without_a_parameters_cell_is_refused(tmp_path):
 
 
 def test_second_grid_on_the_same_folder_is_refused():
-    with only_one(paths.results()), pytest.raises(UserError, match="Another grid is running in .*MMGRPO_RESULTS_DIR"):
+    held = only_one("grid", paths.results(), "")
+    with held, pytest.raises(UserError, match="Another grid is running in .*MMGRPO_RESULTS_DIR"):
         run(todo())
     assert run(todo()) == []
 
@@ -160,15 +161,15 @@ def test_second_grid_on_the_same_folder_is_refused():
 def test_lock_of_a_killed_process_is_free_at_once(tmp_path):
     code = (
         "import pathlib, sys, time; from mmgrpo.lock import only_one\n"
-        "with only_one(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "with only_one('grid', pathlib.Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError), only_one(tmp_path):
+    with pytest.raises(UserError), only_one("grid", tmp_path, ""):
         pass
     holder.kill()
     holder.wait()
-    with only_one(tmp_path):
+    with only_one("grid", tmp_path, ""):
         pass
 
 

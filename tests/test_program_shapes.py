@@ -1,4 +1,4 @@
-"""Programs that call their modules in other ways than one after the other: awaited, in threads, copied, in vain."""
+"""Programs that call their modules otherwise than one after the other: awaited, in threads, copied, elsewhere, in vain."""
 
 import asyncio
 import contextvars
@@ -110,6 +110,26 @@ def test_metric_that_judges_in_threads_of_its_own_is_told_how(configured):
         rollout.run(Threads(told=True), rollout.jobs_for(EXAMPLES, 1, 0), lm=configured, metric=metric)
 
 
+class AtOnce(Shape):
+    """Asks twice in threads of DSPy's, which give None for a call that failed."""
+
+    def forward(self, q):
+        pairs = [(self.ask, dspy.Example(q=text).with_inputs("q")) for text in (q, "again")]
+        first, second = dspy.Parallel(num_threads=2, disable_progress_bar=True, timeout=0)(pairs)
+        return dspy.Prediction(a=first.a + second.a)
+
+
+def test_format_failure_inside_parallel_interrupts_its_run():
+    trajectories, _ = run(
+        AtOnce(), lambda prompt, request: "nonsense" if "again" in question(prompt) else fields(a="yes")
+    )
+    for one in trajectories:
+        assert (one.outcome, one.reward) == ("interrupted", -1.0)
+        assert {call.status for call in one.calls} == {"ok", "format_failure"}
+    trajectories, _ = run(AtOnce())
+    assert [(one.outcome, one.prediction.a) for one in trajectories] == [("completed", "yesyes")] * 2
+
+
 class Tries(dspy.Module):
     def __init__(self, kind):
         super().__init__()
@@ -134,6 +154,41 @@ def test_tries_that_all_fail_are_a_format_failure(kind):
     program.best.fail_count = 100
     trajectories, _ = run(program, lambda prompt, request: "nonsense")
     assert [(one.outcome, one.reward, len(one.calls)) for one in trajectories] == [("interrupted", -1.0, 2)] * 2
+
+
+class Helped(dspy.Module):
+    """Its second module asks another language model, whose replies are not the policy's fault."""
+
+    def __init__(self, helper, first=True):
+        super().__init__()
+        self.ask, self.help, self.helper, self.first = dspy.Predict("q -> a"), dspy.Predict("a -> b"), helper, first
+
+    def forward(self, q):
+        found = self.ask(q=q).a if self.first else q
+        with dspy.context(lm=self.helper):
+            return self.help(a=found)
+
+
+class Helper(dspy.LM):
+    """Answers nonsense."""
+
+    def __init__(self):
+        super().__init__(model="local/helper", engine=self, cache=False, num_retries=0)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def complete(self, request):
+        from dspy.lm15 import Message, Response, TextPart, Usage
+
+        message = Message.assistant([TextPart("nonsense")])
+        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=Usage())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_format_failure_of_another_language_model_is_no_reward_of_the_policy(first):
+    with pytest.raises(UserError, match="2 of 2 runs failed, the first because the program raised AdapterParseError"):
+        run(Helped(Helper(), first))
 
 
 class Catches(Shape):

@@ -114,61 +114,6 @@ def test_program_that_catches_the_parse_error_completes():
     assert [call.status for call in trajectory.calls] == ["format_failure"]
 
 
-class AtOnce(Ask):
-    """Asks twice in threads of DSPy's, which give None for a call that failed."""
-
-    def forward(self, q):
-        pairs = [(self.ask, dspy.Example(q=text).with_inputs("q")) for text in (q, "again")]
-        first, second = dspy.Parallel(num_threads=2, disable_progress_bar=True, timeout=0)(pairs)
-        return dspy.Prediction(a=first.a + second.a)
-
-
-def test_format_failure_inside_parallel_interrupts_its_run():
-    def reply(prompt, request):
-        return "nonsense" if "again" in question(prompt) else fields(a="yes")
-
-    (trajectory,) = run(AtOnce(), reply, chosen=examples("q"))
-    assert (trajectory.outcome, trajectory.reward) == ("interrupted", -1.0)
-    assert {call.status for call in trajectory.calls} == {"ok", "format_failure"}
-    (trajectory,) = run(AtOnce(), chosen=examples("q"))
-    assert (trajectory.outcome, trajectory.prediction.a) == ("completed", "yesyes")
-
-
-class Helped(dspy.Module):
-    """Its second module asks another language model, whose replies are not the policy's fault."""
-
-    def __init__(self, helper, first=True):
-        super().__init__()
-        self.ask, self.help, self.helper, self.first = dspy.Predict("q -> a"), dspy.Predict("a -> b"), helper, first
-
-    def forward(self, q):
-        found = self.ask(q=q).a if self.first else q
-        with dspy.context(lm=self.helper):
-            return self.help(a=found)
-
-
-class Helper(dspy.LM):
-    """Answers nonsense."""
-
-    def __init__(self):
-        super().__init__(model="local/helper", engine=self, cache=False, num_retries=0)
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def complete(self, request):
-        from dspy.lm15 import Message, Response, TextPart, Usage
-
-        message = Message.assistant([TextPart("nonsense")])
-        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=Usage())
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_format_failure_of_another_language_model_is_no_reward_of_the_policy(first):
-    with pytest.raises(UserError, match="3 of 3 runs failed, the first because the program raised AdapterParseError"):
-        run(Helped(Helper(), first))
-
-
 def test_json_fallback_makes_no_second_call():
     lm = scripted_lm(lambda prompt, request: "nonsense")
     for adapter in (None, dspy.ChatAdapter(), dspy.JSONAdapter()):

@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 
 from mmgrpo import trainer
 from mmgrpo.errors import UserError
+from mmgrpo.lock import only_one
 from mmgrpo.objective import policy_loss
 from mmgrpo.trainer import MAX_BAD_STEPS, check_trl
 
@@ -51,6 +52,13 @@ def test_folder_with_checkpoints_of_another_trainer_is_refused_and_left_alone(na
     with pytest.raises(UserError, match=f"holds {name}, which is of no run of ours: choose another folder"):
         compile_(tiny_policy(), optimizer(folder=tmp_path))
     assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["model.safetensors"]
+
+
+def test_folder_in_which_another_training_runs_is_refused(tmp_path):
+    held = only_one("training", tmp_path, "")
+    with held, pytest.raises(UserError, match="Another training is running in .*`folder`"):
+        compile_(tiny_policy(), optimizer(folder=tmp_path))
+    assert len(compile_(tiny_policy(), optimizer(folder=tmp_path)).training_log.curve) == 2
 
 
 @pytest.mark.parametrize(("reward", "valset"), [(-3.0, None), (-0.5, VALID)])

@@ -45,7 +45,7 @@ class Place(Protocol):
 
 def run(todo: Sequence[Cell], place: Place | None = None) -> list[Failure]:
     """Run all cells without an up-to-date record at `place` (default: here, one at a time). Returns what failed."""
-    with only_one(paths.results()):
+    with only_one("grid", paths.results(), "MMGRPO_RESULTS_DIR"):
         found = plan.survey(todo)
         for cell, reason in found.damaged.items():
             os.replace(cell.record, cell.record.with_suffix(".damaged"))

@@ -1,4 +1,4 @@
-"""One grid at a time in a results folder."""
+"""One grid at a time in a results folder, one training at a time in its folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from mmgrpo.errors import UserError
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; raises UserError where another one holds it.
+def only_one(work: str, folder: Path, setting: str) -> Iterator[None]:
+    """Hold `folder` for the `work` of this process; raises UserError where another one holds it.
 
-    The kernel gives the lock back when its process ends, however it ends: none is left behind.
+    `setting` is where the user chooses the folder. The kernel gives the lock back when its process ends, however it
+    ends: none is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a", encoding="utf-8") as file:
@@ -22,7 +23,7 @@ def only_one(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"Another grid is running in {folder}: wait until it ends, or give this one a folder of its own "
-                "with MMGRPO_RESULTS_DIR."
+                f"Another {work} is running in {folder}: wait until it ends, or give this one a folder of its own "
+                f"with {setting}."
             ) from None
         yield

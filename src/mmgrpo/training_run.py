@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from mmgrpo import checkpoints, distributed, kept_runs, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
 from mmgrpo.hashing import text_of
+from mmgrpo.lock import only_one
 from mmgrpo.objective import rows_of
 from mmgrpo.outline import outline
 from mmgrpo.policy import Policy
@@ -90,11 +92,8 @@ class TrainingRun:
             ),
             callbacks=[validation, checkpoints.Seal(), StepBar(f"{self.plan.level}-level GRPO")],
         )  # fmt: skip
-        checkpoint = checkpoints.last_good(self.folder)
-        if checkpoint is not None and validation.had_enough(checkpoints.step_of(checkpoint)):
-            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with self._held():
+            self._go_on(trainer, validation)
         best = validation.best if self.valset else {"step": float(trainer.state.global_step)}
         adapter = best_adapter(self.folder, best["step"])
         if not self.valset:
@@ -106,6 +105,19 @@ class TrainingRun:
         elsewhere = _tell_idle(modules, curve)
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
         return TrainingLog(curve, tuple(validation.scores), best, adapter, elsewhere, rollouts)
+
+    def _held(self) -> AbstractContextManager[None]:
+        """The folder for this launch alone; its first process, which writes there, holds it."""
+        if not distributed.is_first():
+            return nullcontext()
+        return only_one("training", self.folder, "`folder` (for a notebook's with MMGRPO_RESULTS_DIR)")
+
+    def _go_on(self, trainer: RowTrainer, validation: Validation) -> None:
+        checkpoint = checkpoints.last_good(self.folder)
+        if checkpoint is not None and validation.had_enough(checkpoints.step_of(checkpoint)):
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     @property
     def _outline(self) -> Path:
