@@ -231,8 +231,9 @@ def test_one_benchmark_is_measured_again(monkeypatch, tmp_path):
     assert [(one.benchmark, one.ours) for one in record.read(tmp_path / "bench.json")] == [("a", 9.0), ("b", 2.0)]
 
 
-def test_records_of_another_machine_are_measured_again(monkeypatch, tmp_path):
-    record.write([comparison(benchmark="a", machine="another")], tmp_path / "bench.json")
+def test_records_of_another_machine_or_version_are_measured_again(monkeypatch, tmp_path):
+    others = [comparison(benchmark="a", machine="another"), comparison(benchmark="that there was once")]
+    record.write(others, tmp_path / "bench.json")
     ran = counted(monkeypatch, a=lambda setup: [comparison(benchmark="a")])
     bench.run(["a"], SETUP, tmp_path)
     assert ran == ["a"]

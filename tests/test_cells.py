@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from mmgrpo import cells, paths, profiles, strategies
+from mmgrpo import cells, library, paths, profiles, strategies
 from mmgrpo.errors import UserError
 from mmgrpo.report import names
 
@@ -163,7 +163,7 @@ def test_the_library_is_the_same_whatever_records_are_committed(tmp_path, monkey
     def hash_with(name):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
-        return cells.library_hash.__wrapped__()
+        return library.library_hash.__wrapped__()
 
     before = hash_with("banking77/categories.json")
     assert hash_with("evidence/embedded/laptop/record.json") == before

@@ -1,12 +1,11 @@
 """Bad use of the optimizer gets a sentence that says what to do, before anything is sampled."""
 
 import tempfile
-from types import SimpleNamespace
 
 import dspy
 import pytest
 from pydantic import ValidationError
-from tiny_policy import RawAdapter, fields, scripted_lm, tiny_policy
+from tiny_policy import RawAdapter, scripted_lm, tiny_policy
 
 from mmgrpo.errors import UserError
 from mmgrpo.optimizer import MMGRPO
@@ -182,8 +181,3 @@ def test_weights_of_separate_adapters_are_no_start_for_a_shared_one():
         assert isinstance(program.a.lm, PolicyLM) and program.a.lm.model != program.b.lm.model
         with pytest.raises(UserError, match="trained with another setting of `adapters`"):
             MMGRPO(metric, settings=GRPOSettings(**settings)).compile(program, trainset=TRAIN)
-
-
-def test_scripted_policy_is_taken_for_one():  # so that the refusals above are due to what each test names
-    lm = scripted_lm(lambda prompt, request: fields(t="x"))
-    assert isinstance(lm, PolicyLM) and isinstance(lm.policy, SimpleNamespace)

@@ -118,6 +118,11 @@ def test_garbage_from_an_api_crashes_its_run(key, body):
         run_of(Policy(), untrusted=api(address))
 
 
+def test_each_provider_has_a_key():
+    task = tasks.get("papillon", {"untrusted": "openai/gpt-4.1-mini", "judge": "anthropic/claude-haiku"})
+    assert task.api.keys == ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+
+
 def test_both_roles_are_asked_and_counted(key):
     with server(says("First")) as (address, asked):
         task = tasks.get("papillon", {"api_base": address})

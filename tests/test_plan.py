@@ -112,7 +112,7 @@ def test_embedded_model_needs_no_gpu():
 
 def paid(monkeypatch, calls=3, dollars=0.01):
     real = tasks.get("banking77")
-    task = tasks.Task(**{**vars(real), "api": Api("SOME_API_KEY", calls, dollars)})
+    task = tasks.Task(**{**vars(real), "api": Api(("SOME_API_KEY", "ANOTHER_API_KEY"), calls, dollars)})
     monkeypatch.setattr(tasks, "get", lambda name, options=None: task)
 
 
@@ -158,10 +158,14 @@ def test_missing_key_data_and_disk_are_said(monkeypatch, tmp_path):
     monkeypatch.delenv("SOME_API_KEY", raising=False)
     disk = namedtuple("disk", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: disk(10**9, 10**9, 0))
-    key, data, room = plan.missing(expand("laptop"))
+    monkeypatch.delenv("ANOTHER_API_KEY", raising=False)
+    key, _, data, room = plan.missing(expand("laptop"))
     assert "set SOME_API_KEY" in key and "MMGRPO_DATA_DIR has no folder banking77" in data
     assert "GB of disk are needed, 0.0 GB are free" in room
     monkeypatch.setenv("SOME_API_KEY", "secret")
+    (another,) = [line for line in plan.missing(expand("laptop")) if "API" in line]
+    assert "set ANOTHER_API_KEY" in another
+    monkeypatch.setenv("ANOTHER_API_KEY", "secret")
     (tmp_path / "banking77").mkdir()
     assert plan.missing(expand("laptop")) == [room]
 

@@ -141,6 +141,19 @@ def test_mistake_in_a_profile_is_named(tmp_path, changes, sentence):
         profiles.parse(changed(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "meant"),
+    [
+        ("models_grpo", "smollm2-135", "smollm2-135m"), ("models_sampling", "smollm2-135", "smollm2-135m"),
+        ("strategies_grpo", "trajectory_grop", "trajectory_grpo"),
+    ],
+)  # fmt: skip
+def test_changes_of_what_the_profile_does_not_have_are_refused(tmp_path, part, key, meant):
+    sentence = f"^mine.yaml: {part} changes '{key}', which the profile doesn't have; allowed: .*did you mean '{meant}'"
+    with pytest.raises(UserError, match=sentence):
+        profiles.parse(changed(tmp_path, **{part: {key: {}}}))
+
+
 @pytest.mark.parametrize("part", ["models_grpo", "models_sampling"])
 def test_mistake_in_what_a_model_changes_is_found_when_the_profile_is_read(tmp_path, part):
     with pytest.raises(UserError, match="^mine.yaml: .*tempratur"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import operator
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -125,13 +127,18 @@ def test_settings_named_in_python_are_settings():
 
 
 def test_functions_are_called_with_arguments_that_they_take():
-    from mmgrpo import grouping, rollout, show
-
-    for function, names in (
-        (grouping.module_groups, ["padding", "size", "scale", "rng"]), (rollout.run, ["lm", "metric"]),
-        (show.browser, ["runs", "groups", "tokenizer"]),
-    ):  # fmt: skip
-        assert set(names) <= set(inspect.signature(function).parameters)
+    checked = 0
+    for block in blocks(README, "python"):
+        tree = ast.parse(block)
+        imported = {name: f"{module}.{name}" for module, name in names_in(tree) if module.startswith("mmgrpo")}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            owner, _, attribute = ast.unparse(call.func).partition(".")
+            if owner in imported and call.keywords and "Settings" not in owner:
+                function = operator.attrgetter(attribute)(pkgutil.resolve_name(imported[owner])) if attribute else None
+                function = function or pkgutil.resolve_name(imported[owner])
+                assert {key.arg for key in call.keywords} <= set(inspect.signature(function).parameters), owner
+                checked += 1
+    assert checked
 
 
 @pytest.mark.parametrize("target", dict.fromkeys(links(README)))

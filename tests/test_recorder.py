@@ -5,7 +5,7 @@ import pytest
 from tiny_policy import fields, question, scripted_lm, tokenizer
 
 from mmgrpo import rollout
-from mmgrpo.policy.recorder import seed_of
+from mmgrpo.hashing import seed_of
 
 EXAMPLE = dspy.Example(q="Where is Ulm?").with_inputs("q")
 

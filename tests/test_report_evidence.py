@@ -12,6 +12,7 @@ from test_notebooks import ABSOLUTE
 from mmgrpo import __main__ as cli
 from mmgrpo import paths, records, report
 from mmgrpo.errors import UserError
+from mmgrpo.json_files import write_json
 from mmgrpo.report import evidence, names, readme, summary, tables
 
 QWEN = "Qwen/Qwen3-8B"
@@ -312,7 +313,7 @@ def own_run(tmp_path, monkeypatch, *members):
     for each in members:
         folder = tmp_path / "results" / place(each)
         records.write(each, folder / "record.json")
-        records.write_json(notebook, folder / "notebook.ipynb")
+        write_json(notebook, folder / "notebook.ipynb")
 
 
 def test_own_records_are_kept_with_their_notebooks(commit, tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_records_without_curve_give_an_empty_frame_with_its_columns():
 
 
 def test_cells_stack_seeds_in_order():
-    cell = frames.cells([record([0.0, 1.0], seed=5), record([1.0, 0.0], seed=2)])[
+    cell = frames.by_kind([record([0.0, 1.0], seed=5), record([1.0, 0.0], seed=2)])[
         "banking77", "smollm2-135m", "vanilla"
     ]
     assert cell.seeds == (2, 5)
@@ -129,7 +129,12 @@ def test_cells_stack_seeds_in_order():
 
 def test_seeds_on_other_examples_are_refused():
     with pytest.raises(UserError, match="different test examples"):
-        frames.cells([record([1.0, 0.0], seed=0), record([1.0, 0.0, 1.0], seed=1)])
+        frames.by_kind([record([1.0, 0.0], seed=0), record([1.0, 0.0, 1.0], seed=1)])
+
+
+def test_seeds_with_other_settings_are_refused():
+    with pytest.raises(UserError, match="The seeds of vanilla on banking77 ran with different settings"):
+        frames.by_kind([record(seed=0), record(seed=1, settings={"grpo": {"steps": 2}})])
 
 
 @pytest.mark.parametrize(

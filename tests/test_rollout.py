@@ -9,7 +9,7 @@ import pytest
 from dspy.utils.exceptions import AdapterParseError
 from tiny_policy import RawAdapter, fields, question, scripted_lm, tiny_policy, tokenizer
 
-from mmgrpo import rollout
+from mmgrpo import distributed, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import module_groups
 from mmgrpo.rollout import jobs_for
@@ -273,6 +273,17 @@ def test_a_program_that_breaks_on_the_only_example_is_stopped():
 def test_one_example_that_the_program_cannot_take_stops_nothing():
     trajectories = run(Brittle(), chosen=examples("bad", "a"), rollouts=2)
     assert [trajectory.outcome for trajectory in trajectories] == ["crashed"] * 2 + ["completed"] * 2
+
+
+def test_failures_are_judged_by_the_runs_of_all_processes(monkeypatch):
+    whole = run(Brittle(), chosen=examples("a", "b", "bad"), rollouts=2)
+    monkeypatch.setattr(distributed, "share", lambda jobs: jobs[4:])  # the runs of the example that breaks
+    monkeypatch.setattr(distributed, "all_of", lambda mine: [*whole[:4], *mine])
+    together = run(Brittle(), chosen=examples("a", "b", "bad"), rollouts=2, together=True)
+    assert [one.outcome for one in together] == ["completed"] * 4 + ["crashed"] * 2
+    monkeypatch.setattr(distributed, "all_of", lambda mine: mine)
+    with pytest.raises(UserError, match="2 of 2 runs failed"):
+        run(Brittle(), chosen=examples("a", "b", "bad"), rollouts=2, together=True)
 
 
 def test_dead_language_model_does_not_look_like_success():

@@ -14,7 +14,7 @@ from record_factory import curve, record
 
 from mmgrpo import cells, profiles, show, tasks
 from mmgrpo.grouping import Group, Member, module_groups, trajectory_groups
-from mmgrpo.posttraining import Lesson
+from mmgrpo.lessons import Lesson
 from mmgrpo.report import figures, tables
 from mmgrpo.settings import SplitSizes
 from mmgrpo.study import Study

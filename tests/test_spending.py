@@ -8,6 +8,7 @@ from record_factory import record
 from tiny_policy import RawAdapter, tiny_policy
 
 from mmgrpo import cells, profiles, records, strategies, tasks
+from mmgrpo.json_files import write_json
 from mmgrpo.report import frames
 from mmgrpo.settings import SplitSizes
 from mmgrpo.study import Study
@@ -61,7 +62,7 @@ def test_a_composition_pays_for_the_apis_of_its_prompts_too(api):
     before = {"judge": {"calls": 5, "prompt": 5, "completion": 5, "dollars": 0.5, "unpriced": 0}}
     notes = {"cell": needed.fingerprint(), "spending": before, "resumed": False}
     records.write(record(task="papillon", strategy="prompt_optimization", notes=notes), needed.record)
-    records.write_json(ready.program.dump_state(), needed.private_program)
+    write_json(ready.program.dump_state(), needed.private_program)
     made = run(ready)
     assert made.notes["prompt_optimization"]["spending"] == before
     assert api.asked > 6  # validations and rollouts, beside the test runs

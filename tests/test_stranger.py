@@ -3,7 +3,6 @@
 Its control flow is the point: one module answers once a run, one up to three times, one in some runs only.
 """
 
-import inspect
 import tempfile
 
 import dspy
@@ -72,10 +71,6 @@ def outcome(tmp_path_factory):
 
 def invocations(run, module):
     return [call.invocation for call in run.calls if call.module == module]
-
-
-def test_fifteen_lines_are_enough():
-    assert len(inspect.getsource(train).splitlines()) <= 15
 
 
 def test_every_call_of_every_module_is_captured(outcome):

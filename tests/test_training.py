@@ -128,3 +128,16 @@ def test_second_iteration_compares_with_the_policy_that_sampled(monkeypatch):
     assert torch.allclose(now, before, atol=1e-6)
     assert torch.equal(before, old)
     assert (then - old).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_passes_know_the_type_that_they_run_in(monkeypatch, precision):
+    asked = []
+
+    def spy(*given):
+        asked.append(torch.is_autocast_enabled("cpu"))
+        return completion_logprobs(*given)
+
+    monkeypatch.setattr(trainer, "completion_logprobs", spy)
+    compile_(tiny_policy(precision=precision), optimizer(steps=1))
+    assert asked and set(asked) == {precision == "bf16"}

@@ -51,7 +51,7 @@ def test_folder_with_checkpoints_of_another_trainer_is_refused_and_left_alone(na
     (tmp_path / name / "model.safetensors").write_text("precious")
     with pytest.raises(UserError, match=f"holds {name}, which is of no run of ours: choose another folder"):
         compile_(tiny_policy(), optimizer(folder=tmp_path))
-    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == ["model.safetensors"]
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [".lock", "model.safetensors"]
 
 
 def test_folder_in_which_another_training_runs_is_refused(tmp_path):
@@ -59,6 +59,12 @@ def test_folder_in_which_another_training_runs_is_refused(tmp_path):
     with held, pytest.raises(UserError, match="Another training is running in .*`folder`"):
         compile_(tiny_policy(), optimizer(folder=tmp_path))
     assert len(compile_(tiny_policy(), optimizer(folder=tmp_path)).training_log.curve) == 2
+
+
+def test_several_processes_without_a_folder_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="Several processes train together: give MMGRPO a `folder`"):
+        compile_(tiny_policy(), optimizer())
 
 
 @pytest.mark.parametrize(("reward", "valset"), [(-3.0, None), (-0.5, VALID)])

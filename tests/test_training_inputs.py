@@ -1,37 +1,45 @@
 """Which inputs a step has, and how teachers share its groups."""
 
-from types import SimpleNamespace
-
 import dspy
 import pytest
 from tiny_policy import tiny_policy
 from training_setup import TRAIN, Pair, Spy, compile_, noise, optimizer
 
-from mmgrpo import rollout, training_run
+from mmgrpo import rollout
 from mmgrpo.errors import UserError
-from mmgrpo.training_run import TrainingRun, inputs_of_step
+from mmgrpo.training_run import Recipe, grouped, inputs_of_step
 
 pytestmark = pytest.mark.usefixtures("nothing_but_training", "temporary_folders_go")
 
 
+def shown(trainset, steps, inputs, seed=0):
+    return [[example.q for example in inputs_of_step(trainset, step, inputs, seed)] for step in range(steps)]
+
+
 def test_every_example_comes_once_an_epoch_whatever_was_before():
-    shown = [example.q for step in range(5) for example in inputs_of_step(TRAIN, step, 2, seed=0)]
-    assert sorted(shown[:5]) == sorted(shown[5:]) == [example.q for example in TRAIN]
-    assert shown[:5] != shown[5:]
-    again = [example.q for step in reversed(range(5)) for example in reversed(inputs_of_step(TRAIN, step, 2, seed=0))]
-    assert again[::-1] == shown  # any step can be asked for at any time
-    assert shown != [example.q for step in range(5) for example in inputs_of_step(TRAIN, step, 2, seed=1)]
+    first, second = (sum(shown(TRAIN[:4], 4, 2)[epoch : epoch + 2], []) for epoch in (0, 2))
+    assert sorted(first) == sorted(second) == [example.q for example in TRAIN[:4]]
+    assert first != second
+    again = [[example.q for example in inputs_of_step(TRAIN[:4], step, 2, seed=0)] for step in reversed(range(4))]
+    assert again[::-1] == shown(TRAIN[:4], 4, 2)  # any step can be asked for at any time
+    assert shown(TRAIN[:4], 4, 2, seed=1) != shown(TRAIN[:4], 4, 2)
 
 
-def test_step_may_want_more_inputs_than_there_are():
-    assert [example.q for example in inputs_of_step(TRAIN[:1], 0, 3, seed=0)] == ["question 0"] * 3
-    log = compile_(tiny_policy(), optimizer(steps=1, inputs=3), trainset=TRAIN[:1]).training_log
-    assert log.curve[0]["rollouts"] == 9
+@pytest.mark.parametrize("inputs", [2, 3, 5])
+def test_inputs_of_a_step_are_all_different_and_none_is_left_out_for_good(inputs):
+    steps = shown(TRAIN, 40, inputs)
+    assert {len(set(step)) for step in steps} == {inputs}
+    assert set(sum(steps, [])) == {example.q for example in TRAIN}
+
+
+def test_step_that_wants_more_inputs_than_there_are_is_refused():
+    with pytest.raises(UserError, match="A step takes 6 inputs, and the trainset has 5: give more examples"):
+        compile_(tiny_policy(), optimizer(inputs=6))
 
 
 def test_no_two_runs_of_a_step_are_the_same(monkeypatch):
     runs = Spy(monkeypatch, rollout, "run")
-    compile_(tiny_policy(), optimizer(steps=1, inputs=3), trainset=TRAIN[:1])
+    compile_(tiny_policy(), optimizer(steps=1, inputs=3), trainset=TRAIN[:1] * 3)
     assert len({run.calls[0].text for run in runs.calls[0][2]}) == 9
 
 
@@ -47,7 +55,9 @@ def test_teacher_shares_the_groups_of_the_student(monkeypatch):
     policy = tiny_policy()
     for run, expected in ((student_runs[0], False), (teacher_runs[0], True)):
         assert ("TEACH ME" in policy.tokenizer.decode(run.calls[0].prompt_ids)) is expected
-    groups = TrainingRun._group(_plan(), [*student_runs, *teacher_runs], 0).groups
+    how = optimizer(rollouts=4, group_size=4)
+    recipe = Recipe(noise, "module", how.settings, how.sampling, 0, "none")
+    groups = grouped([*student_runs, *teacher_runs], recipe, 0).groups
     sizes = {len(group.members) for group in groups}
     assert sizes == {4}
 
@@ -100,9 +110,3 @@ def test_module_that_asks_another_policy_keeps_it_and_is_not_trained(monkeypatch
 def test_program_that_calls_no_module_is_refused():
     with pytest.raises(UserError, match="None of the program's modules was called in 6 runs"):
         compile_(tiny_policy(), optimizer(), Idle())
-
-
-def _plan():
-    """What grouping asks of a run."""
-    how = optimizer(rollouts=4, group_size=4)
-    return SimpleNamespace(plan=training_run.Plan(noise, "module", how.settings, how.sampling, 0, "none"))

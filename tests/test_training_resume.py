@@ -79,16 +79,26 @@ def test_run_stopped_before_its_first_checkpoint_starts_anew(tmp_path):
     assert same(weights(whole), weights(again))
 
 
-def test_finished_run_is_not_trained_again(tmp_path):
+def test_finished_run_is_not_trained_again(tmp_path, capsys):
     first, second = tiny_policy(), tiny_policy()
     done = compile_(first, optimizer(folder=tmp_path), valset=VALID).training_log
     again = compile_(second, optimizer(Stop(0), folder=tmp_path), valset=VALID).training_log  # no metric is asked
     assert again == done
     assert same(weights(first), weights(second))
+    assert f"{tmp_path} holds this training, finished" in capsys.readouterr().out
 
 
-def test_training_ends_where_validation_has_not_risen_for_so_long(tmp_path):
-    settings = {"steps": 5, "validate_every": 1, "patience": 2, "folder": tmp_path}
+def test_last_weights_of_a_finished_run_come_back_without_a_validation_set(tmp_path):
+    first, second = tiny_policy(), tiny_policy()
+    done = compile_(first, optimizer(folder=tmp_path)).training_log
+    assert compile_(second, optimizer(Stop(0), folder=tmp_path)).training_log == done
+    assert same(weights(first), weights(second))
+    assert not same(weights(second), fresh())
+
+
+@pytest.mark.parametrize("save_every", [1, 5])
+def test_training_ends_where_validation_has_not_risen_for_so_long(save_every, tmp_path):
+    settings = {"steps": 5, "validate_every": 1, "save_every": save_every, "patience": 2, "folder": tmp_path}
     done = compile_(tiny_policy(), optimizer(lambda *_: 0.5, **settings), valset=VALID).training_log
     assert [entry["step"] for entry in done.validation] == [0, 1, 2]
     assert (len(done.curve), done.best) == (2, {"step": 0.0, "score": 0.5})

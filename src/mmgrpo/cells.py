@@ -12,6 +12,7 @@ from typing import Any
 
 from mmgrpo import paths, policy, profiles, tasks
 from mmgrpo.errors import UserError, nearest
+from mmgrpo.library import library_hash
 from mmgrpo.settings import Profile
 
 NOTEBOOK_OF = {
@@ -23,10 +24,6 @@ NOTEBOOK_OF = {
     "gepa": "09_gepa.ipynb",
     "fast_slow": "10_fast_slow.ipynb",
 }
-AROUND = (  # what no number of a record depends on
-    "__main__", "bench", "changes", "cluster", "delegating", "grid", "headroom", "local", "lock", "machine", "notebook_run",
-    "plan", "posttraining", "progress", "report", "show",
-)  # fmt: skip
 NEEDS = {"composition": ("prompt_optimization",)}  # strategies whose record another one starts from
 SETTINGS_OF = {  # sections of a profile that a strategy's numbers depend on, beside its task and policy
     "vanilla": (),
@@ -180,19 +177,6 @@ def chosen_seeds(wanted: str) -> list[int]:
 def _listed(wanted: str) -> list[str]:
     """The parts of a comma-separated list."""
     return [part.strip() for part in wanted.split(",") if part.strip()]
-
-
-@cache
-def library_hash() -> str:
-    """Hash of the library's files, its embedded data and adapter."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parent
-    files = [f for f in package.glob("**/*.py") if f.relative_to(package).parts[0].removesuffix(".py") not in AROUND]
-    data = [f for kind in ("csv", "json", "yaml", "safetensors") for f in paths.DATA.glob(f"*/**/*.{kind}")]
-    files += [f for f in data if paths.EVIDENCE not in f.parents]  # runs don't depend on what earlier ones measured
-    for file in sorted(files):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def local_files() -> list[tuple[str, int, int]]:

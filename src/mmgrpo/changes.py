@@ -146,10 +146,8 @@ def habits(program: dspy.Module, runs: Sequence[Trajectory]) -> dict[str, Habit]
 
 
 def _habit(said: Sequence[list[str]], runs: int) -> Habit:
-    counts = Counter(
-        value for values in said for value in dict.fromkeys(values)
-    )  # a run that repeats itself counts once
-    commonest, times = counts.most_common(1)[0]
+    once = [value for values in said for value in dict.fromkeys(values)]  # a run that repeats itself counts once
+    ((commonest, times),) = Counter(once).most_common(1)
     words = [word for values in said for value in values for word in value.split()]
     capitals = sum(word[0].isupper() for word in words)
     return Habit(len(words) / sum(map(len, said)), capitals / max(1, len(words)), commonest, times, times / runs)

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from mmgrpo import distributed
 from mmgrpo.hashing import sha256_of
-from mmgrpo.records import write_json
+from mmgrpo.json_files import write_json
 
 MANIFEST = "manifest.json"
 

@@ -17,11 +17,11 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from mmgrpo.errors import UserError
+from mmgrpo.hashing import seed_of
+from mmgrpo.json_files import write_json
 from mmgrpo.optimizer import MMGRPO
 from mmgrpo.policy.lm import PolicyLM
-from mmgrpo.policy.recorder import seed_of
 from mmgrpo.prompt_optimization import mipro
-from mmgrpo.records import write_json
 from mmgrpo.rollout import Metric
 from mmgrpo.settings import FastSlowSettings, GRPOSettings, MIPROSettings, SamplingSettings
 

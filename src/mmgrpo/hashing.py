@@ -1,4 +1,4 @@
-"""SHA256 of files, the check of a download against its pin, and the text of a value that is to be hashed."""
+"""SHA256 of files and values: the check of a download against its pin, names by content, and seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from mmgrpo.errors import UserError
 def sha256_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that depends on all parts, the same in every process."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def text_of(value: Any) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgrpo import paths, profiles, records, rollout
+from mmgrpo import paths, profiles, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.hashing import sha256_of
+from mmgrpo.json_files import write_json
 from mmgrpo.policy.merging import WEIGHTS
 from mmgrpo.study import Study
 from mmgrpo.trajectory import Trajectory
@@ -39,7 +40,7 @@ def measure(ready: Study, *, inputs: int, rollouts: int = 6) -> Headroom:
     greedy = ready.evaluate(ready.program, ready.splits.valid, "validation")
     scores = np.array([rollout.score(run) for run in greedy if run.outcome != "unscorable"])
     sampling = ready.sampling
-    lm = ready.policy.lm(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+    lm = ready.policy.lm(**sampling.model_dump())
     sampled = rollout.run(
         ready.program,
         rollout.jobs_for(ready.splits.train[:inputs], rollouts, ready.cell.seed),
@@ -68,9 +69,7 @@ def keep(measured: Sequence[Headroom], profile: str, file: Path = FILE) -> Path:
     if profiles.load(profile).smoke:
         raise UserError(f"{profile} is a smoke profile, whose numbers mean nothing: keep those of another one.")
     policy = sha256_of(paths.POSTTRAINED_ADAPTER / WEIGHTS)
-    return records.write_json(
-        {"profile": profile, "adapter": policy, "tasks": [asdict(each) for each in measured]}, file
-    )
+    return write_json({"profile": profile, "adapter": policy, "tasks": [asdict(each) for each in measured]}, file)
 
 
 def kept(file: Path = FILE) -> list[Headroom]:

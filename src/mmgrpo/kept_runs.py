@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgrpo.errors import UserError
-from mmgrpo.records import write_json
+from mmgrpo.json_files import write_json
 from mmgrpo.trajectory import Trajectory, from_json
 
 VALIDATED = "validation-*.private.json"
@@ -29,7 +29,7 @@ def validated(folder: Path, step: float) -> Path:
 
 
 def write(runs: Sequence[Trajectory], file: Path) -> None:
-    """Keep runs, which have no prediction, without log-probabilities: nothing is trained on them any more, and JSON has no NaN."""
+    """Keep runs without predictions and log-probabilities: nothing is trained on them any more, and JSON has no NaN."""
     write_json([_plain(run) for run in runs], file, private=True)
 
 
@@ -48,4 +48,4 @@ def read(file: Path) -> list[Trajectory]:
 
 
 def _plain(run: Trajectory) -> dict[str, Any]:
-    return asdict(replace(run, calls=tuple(replace(call, logprobs=()) for call in run.calls)))
+    return asdict(replace(run, prediction=None, calls=tuple(replace(call, logprobs=()) for call in run.calls)))

@@ -18,6 +18,11 @@ from mmgrpo.prefix_tree import PrefixTree
 from mmgrpo.tree_attention import NAME, TreeMemory, forward_arguments
 
 
+def inputs_of(rows: Sequence) -> list[tuple[int, ...]]:
+    """What the model reads of each row: all but the last completion token, which is only predicted."""
+    return [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
+
+
 def completion_logprobs(
     model, rows: Sequence, memory_over: Callable[[PrefixTree, PreTrainedModel], TreeMemory] = tree_attention.over
 ) -> Tensor:
@@ -28,7 +33,7 @@ def completion_logprobs(
     attention over the tree is computed.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inputs = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
+    inputs = inputs_of(rows)
     if base.config._attn_implementation != NAME:
         return torch.cat([_alone(model, row, ids) for row, ids in zip(rows, inputs, strict=True)])
     memory = memory_over(prefix_tree.build(inputs), base)

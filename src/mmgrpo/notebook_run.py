@@ -1,4 +1,4 @@
-"""Runs one cell's notebook with papermill: `python -m mmgrpo.notebook_run CELL.json`, a process of its own.
+"""Runs one cell's notebook with papermill: `python -m mmgrpo.notebook_run '{"notebook": …}'`, a process of its own.
 
 Imports nothing heavy: the notebook's kernel does. Ends when the process that started it is gone.
 """

@@ -7,6 +7,7 @@ and demonstrations of the student's prompts included.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from mmgrpo.errors import UserError
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.rollout import Metric, own_lms
 from mmgrpo.settings import GRPOSettings, SamplingSettings
-from mmgrpo.training_run import Level, Plan, TrainingRun
+from mmgrpo.training_run import Level, Recipe, TrainingRun
 
 
 class MMGRPO(Teleprompter):
@@ -32,7 +33,8 @@ class MMGRPO(Teleprompter):
         sampling: how rollouts are sampled.
         seed: of rollouts, order of examples, padding and initial adapter.
         folder: for checkpoints; a second compile with the same folder goes on where the first stopped.
-            Default: a temporary one, which several processes (`accelerate launch`) can't share.
+            Default: a temporary one, which several processes (`accelerate launch`) can't share. The metric is no part
+            of what tells a folder's training from another: give a changed one another folder.
         report_to: of the Hugging Face trainer: "none" (default), "tensorboard" or "wandb".
     """
 
@@ -77,11 +79,13 @@ class MMGRPO(Teleprompter):
         lm = _policy_lm_behind(student)
         teachers = [] if teacher is None else [teacher] if isinstance(teacher, dspy.Module) else list(teacher)
         _check(student, teachers, trainset, self.settings)
-        plan = Plan(self.metric, self.level, self.settings, self.sampling, self.seed, self.report_to)
+        if self.folder is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("Several processes train together: give MMGRPO a `folder` that all of them can reach.")
+        recipe = Recipe(self.metric, self.level, self.settings, self.sampling, self.seed, self.report_to)
         folder = self.folder if self.folder is not None else Path(tempfile.mkdtemp(prefix="mmgrpo-"))
         program = student.deepcopy()
         with own_lms([program, *teachers], lambda own: None):  # they sample as the rollouts say
-            log = TrainingRun(plan, [program, *teachers], list(trainset), list(valset or []), lm, folder).train()
+            log = TrainingRun(recipe, [program, *teachers], list(trainset), list(valset or []), lm, folder).train()
         for name, predictor in program.named_predictors():
             if name not in log.elsewhere:  # another language model goes on answering what it answered in training
                 own = predictor.lm if isinstance(predictor.lm, PolicyLM) else lm
@@ -136,4 +140,8 @@ def _check(student: dspy.Module, teachers: list[dspy.Module], trainset: Sequence
     if settings.rollouts % (1 + len(teachers)):
         raise UserError(
             f"{settings.rollouts} rollouts can't be shared equally by {1 + len(teachers)} programs: change `rollouts`."
+        )
+    if settings.inputs > len(trainset):
+        raise UserError(
+            f"A step takes {settings.inputs} inputs, and the trainset has {len(trainset)}: give more examples, or set `inputs` lower."
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from mmgrpo import paths, profiles, records, tasks
-from mmgrpo.cells import Cell, fingerprints
+from mmgrpo.cells import SETTINGS_OF, Cell, fingerprints
 from mmgrpo.errors import UserError
 from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
 from mmgrpo.report import evidence, published
@@ -26,8 +26,6 @@ GRPO_HOURS, GRPO_SAMPLES = published.hours("module_grpo"), 750 * 4 * 12
 MIPRO_HOURS, MIPRO_TRIALS = published.hours("prompt_optimization"), 12
 PAPER_BILLIONS = 8
 PAPER_GPUS = 2
-
-UNTRAINED = ("vanilla", "prompt_optimization", "gepa")
 
 # What a cell with an embedded model takes on 2 cores, by order of magnitude, where no run of its task is committed.
 GUESS_SECONDS = {"vanilla": 90, "prompt_optimization": 300, "composition": 500, "fast_slow": 600}
@@ -120,9 +118,8 @@ def unmeasured(cell: Cell) -> tuple[float, str]:
         return 3600 * MIPRO_HOURS * size / 4, "guess"
     if cell.strategy == "prompt_optimization":
         hours, scale = MIPRO_HOURS, size * profile.mipro.trials / MIPRO_TRIALS
-    elif (
-        cell.strategy == "gepa"
-    ):  # as many program runs as its budget has, at MIPROv2's pace on 100 validation examples
+    elif cell.strategy == "gepa":
+        # As many program runs as its budget has, at MIPROv2's pace on 100 validation examples.
         return 3600 * MIPRO_HOURS * size * profile.gepa.metric_calls / (100 * MIPRO_TRIALS), "guess"
     else:
         grpo = profile.grpo_for(cell.task, cell.model, cell.strategy)
@@ -187,7 +184,7 @@ def _row(cells: list[Cell], found: Survey, fetched: set[str]) -> dict[str, objec
     seconds, source = found.expected(one)
     hours = len(left) * seconds / 3600
     calls = len(left) * program_runs(one) * api.calls if api is not None else 0
-    trains = one.strategy not in UNTRAINED
+    trains = "grpo" in SETTINGS_OF[one.strategy]
     # The paper trained with one GPU and sampled with another; here the two take turns on one.
     gpus = PAPER_GPUS if trains and source.startswith("paper") else model.gpus
     download = sum(size for name, size in _downloads(one).items() if left and name not in fetched)
@@ -229,8 +226,9 @@ def missing(todo: Sequence[Cell]) -> list[str]:
         source, api = _source(cell), what.api
         if (reason := what.lacking(source)) is not None:
             lacks.append(reason)
-        if api is not None and not os.environ.get(api.key):
-            lacks.append(f"{name} asks a paid API whose key is not in the environment: set {api.key}.")
+        for key in api.keys if api is not None else ():
+            if not os.environ.get(key):
+                lacks.append(f"{name} asks a paid API whose key is not in the environment: set {key}.")
         if source == "local" and not (paths.local_data() / (what.folder or name)).is_dir():
             lacks.append(f"MMGRPO_DATA_DIR has no folder {what.folder or name}: see data/README.md, or unset it.")
         elif source == "hub" and offline:

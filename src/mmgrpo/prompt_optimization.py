@@ -17,8 +17,8 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
-from mmgrpo.cells import library_hash
 from mmgrpo.errors import UserError, user_error_in
+from mmgrpo.library import library_hash
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.replies import SETTING, Replies
 from mmgrpo.rollout import Metric

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 from dspy.utils.exceptions import ContextWindowExceededError
 from tqdm.auto import tqdm
 
+from mmgrpo import distributed
 from mmgrpo.errors import UserError, user_error_in
 from mmgrpo.policy import Policy
 from mmgrpo.policy.lm import PolicyLM
@@ -68,10 +69,29 @@ def run(
     metric: Metric,
     format_failure_reward: float = -1.0,
     progress: str | None = None,
+    together: bool = False,
 ) -> list[Trajectory]:
-    """Run and score all jobs, in their order. `progress` names a progress bar."""
-    if not jobs:
-        return []
+    """Run and score all jobs, in their order. `progress` names a progress bar.
+
+    `together`: the processes of a training share the jobs; each gets all runs, without their predictions.
+    """
+    mine = distributed.share(jobs) if together else jobs
+    done = _run_here(program, mine, lm, metric, format_failure_reward, progress) if mine else []
+    if together:
+        done = distributed.all_of([replace(one, prediction=None) for one in done])
+    _stop_where_too_many_failed(done)
+    return done
+
+
+def _run_here(
+    program: dspy.Module,
+    jobs: Sequence[Job],
+    lm: PolicyLM,
+    metric: Metric,
+    format_failure_reward: float,
+    progress: str | None,
+) -> list[Trajectory]:
+    """Run and score the jobs on threads of this process."""
     policy: Policy = lm.policy
     count = min(len(jobs), MAX_THREADS, 2 * policy.settings.batch)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -105,7 +125,6 @@ def run(
                     future.result()
             finally:
                 stop.set()
-    _stop_where_too_many_failed(done)
     return done
 
 
@@ -116,13 +135,15 @@ def evaluate(
     policy: Policy,
     metric: Metric,
     progress: str | None = None,
+    together: bool = False,
 ) -> list[Trajectory]:
     """Greedy runs, one an example, also where the program has a policy LM of its own that isn't greedy.
 
     A run that didn't complete scores 0 (see `score`).
     """
     with own_lms([program], lambda lm: lm.copy(temperature=0.0)):
-        return run(program, jobs_for(examples, 1), lm=policy.lm(), metric=metric, progress=progress)
+        jobs = jobs_for(examples, 1)
+        return run(program, jobs, lm=policy.lm(), metric=metric, progress=progress, together=together)
 
 
 @contextmanager
@@ -180,9 +201,8 @@ def _run_one(
             if (found := user_error_in(raised)) is not None:
                 raise found from found.__cause__
             error = _sentence(raised)
-            if unparsed := _unparsed(
-                recorder.calls
-            ):  # the reason, whatever was raised: dspy.Parallel gives None for a reply
+            # A reply that didn't parse is the reason, whatever was raised: dspy.Parallel gives None for one.
+            if unparsed := _unparsed(recorder.calls):
                 outcome, reward = "interrupted", format_failure_reward * (1 - unparsed[-1].parsed)
             else:  # the program's own fault, or another language model's: recorded, and fatal when frequent
                 outcome = "crashed"

@@ -19,6 +19,7 @@ import torch
 
 from mmgrpo import cells, paths, policy, profiles, records, rollout, tasks
 from mmgrpo.cells import Cell
+from mmgrpo.json_files import write_json
 from mmgrpo.machine import processor
 from mmgrpo.policy import Policy
 from mmgrpo.records import Record, Score
@@ -105,7 +106,7 @@ def record_of(study: Study, trained: Trained, test: Sequence[Trajectory], watch:
     """The record of a finished cell. Prompts of a task with private text go to a file that only its owner can read."""
     program = _state(trained.program)
     if study.task.private_units(study.splits):
-        records.write_json(program, study.cell.private_program, private=True)
+        write_json(program, study.cell.private_program, private=True)
         program = {}
     return Record(
         task=study.cell.task,

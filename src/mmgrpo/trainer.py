@@ -24,7 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mmgrpo import distributed, prefix_tree
 from mmgrpo.errors import UserError
-from mmgrpo.logprobs import completion_logprobs
+from mmgrpo.logprobs import completion_logprobs, inputs_of
 from mmgrpo.objective import Row, policy_loss
 from mmgrpo.policy import Policy
 from mmgrpo.policy.sampler import TreeSampler
@@ -87,12 +87,11 @@ class RowTrainer(GRPOTrainer):
             self._batch = self.collect(self.state.global_step // self.settings.iterations)
         self.policy.sampler.sleep()
         rows = self._batch.rows
-        inputs_of = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
         packs = distributed.share(
             [
-                [rows[index] for index in indices]
+                pack
                 for adapter in dict.fromkeys(self.policy.adapter_of(row.module) for row in rows)
-                for indices in _packs_of(adapter, rows, inputs_of, self.policy, self.settings.token_budget)
+                for pack in _packs_of(adapter, rows, self.policy, self.settings.token_budget)
             ],
             spare=[replace(row, token_weight=0.0) for row in rows[:1]] if self.accelerator.is_fsdp2 else None,
         )
@@ -150,7 +149,7 @@ class RowTrainer(GRPOTrainer):
 
     def _logprobs(self, model, pack: list[Row], *, grad: bool) -> Tensor:
         self.policy.activate(pack[0].module)
-        with torch.set_grad_enabled(grad), self.compute_loss_context_manager():
+        with torch.set_grad_enabled(grad), self.accelerator.autocast():
             return completion_logprobs(model, pack)
 
     def _reference(self, model, pack: list[Row]) -> Tensor:
@@ -163,10 +162,10 @@ class RowTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
 
 
-def _packs_of(adapter: str, rows, inputs_of, policy: Policy, budget: int) -> list[list[int]]:
-    """Micro-batches (as row indices) of one adapter's rows."""
-    mine = [index for index, row in enumerate(rows) if policy.adapter_of(row.module) == adapter]
-    return [[mine[index] for index in pack] for pack in prefix_tree.pack([inputs_of[index] for index in mine], budget)]
+def _packs_of(adapter: str, rows: Sequence[Row], policy: Policy, budget: int) -> list[list[Row]]:
+    """Micro-batches of one adapter's rows."""
+    mine = [row for row in rows if policy.adapter_of(row.module) == adapter]
+    return [[mine[index] for index in pack] for pack in prefix_tree.pack(inputs_of(mine), budget)]
 
 
 def _per_token(pack: list[Row], device) -> tuple[Tensor, Tensor, Tensor]:

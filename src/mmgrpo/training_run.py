@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +18,18 @@ import dspy
 import numpy as np
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from trl import GRPOConfig
 
 from mmgrpo import checkpoints, distributed, kept_runs, rollout
 from mmgrpo.errors import UserError
 from mmgrpo.grouping import Group, Grouping, module_groups, trajectory_groups
-from mmgrpo.hashing import text_of
+from mmgrpo.hashing import seed_of, text_of
+from mmgrpo.json_files import write_json
 from mmgrpo.lock import only_one
 from mmgrpo.objective import rows_of
 from mmgrpo.outline import outline
 from mmgrpo.policy import Policy
 from mmgrpo.policy.lm import PolicyLM
-from mmgrpo.policy.recorder import seed_of
-from mmgrpo.records import write_json
 from mmgrpo.settings import GRPOSettings, SamplingSettings
 from mmgrpo.trainer import Batch, RowTrainer, StepBar, arguments
 from mmgrpo.trajectory import Trajectory
@@ -39,7 +39,7 @@ Level = Literal["module", "trajectory"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Recipe:
     """What an optimizer was told; the same for every compile."""
 
     metric: rollout.Metric
@@ -65,8 +65,8 @@ class TrainingLog:
 class TrainingRun:
     """The state of one compile. `programs` are the student and its teachers, which share a group's runs."""
 
-    def __init__(self, plan: Plan, programs, trainset: list, valset: list, lm: PolicyLM, folder: Path):
-        self.plan = plan
+    def __init__(self, recipe: Recipe, programs, trainset: list, valset: list, lm: PolicyLM, folder: Path):
+        self.recipe = recipe
         self.programs: list[dspy.Module] = programs
         self.trainset: list[dspy.Example] = trainset
         self.valset: list[dspy.Example] = valset
@@ -76,24 +76,34 @@ class TrainingRun:
 
     def train(self) -> TrainingLog:
         """Train from the folder's last checkpoint, or from the start, to the last step."""
+        args = arguments(  # they start the group of processes, where there are several
+            self.recipe.settings, folder=self.folder, seed=self.recipe.seed,
+            precision=self.policy.precision, report_to=self.recipe.report_to,
+        )  # fmt: skip
+        with self._held():
+            self._claim_folder()
+            return self._train(args)
+
+    def _held(self) -> AbstractContextManager[None]:
+        """The folder for this launch alone; its first process, which writes there, holds it."""
+        if not distributed.is_first():
+            return nullcontext()
+        return only_one("training", self.folder, "`folder` (for a notebook's with MMGRPO_RESULTS_DIR)")
+
+    def _train(self, args: GRPOConfig) -> TrainingLog:
         modules = [name for name, _ in self.programs[0].named_predictors()]
-        self._claim_folder()
         self.policy.attach_adapters(
-            modules if self.plan.settings.adapters == "per_module" else [], self.start, self.plan.seed
+            modules if self.recipe.settings.adapters == "per_module" else [], self.start, self.recipe.seed
         )
         validation = Validation(self)
         trainer = RowTrainer(
             policy=self.policy,
-            settings=self.plan.settings,
+            settings=self.recipe.settings,
             collect=self.collect,
-            args=arguments(
-                self.plan.settings, folder=self.folder, seed=self.plan.seed,
-                precision=self.policy.precision, report_to=self.plan.report_to,
-            ),
-            callbacks=[validation, checkpoints.Seal(), StepBar(f"{self.plan.level}-level GRPO")],
-        )  # fmt: skip
-        with self._held():
-            self._go_on(trainer, validation)
+            args=args,
+            callbacks=[validation, checkpoints.Seal(), StepBar(f"{self.recipe.level}-level GRPO")],
+        )
+        self._go_on(trainer, validation)
         best = validation.best if self.valset else {"step": float(trainer.state.global_step)}
         adapter = best_adapter(self.folder, best["step"])
         if not self.valset:
@@ -106,16 +116,15 @@ class TrainingRun:
         rollouts = json.loads(self._outline.read_text(encoding="utf-8")) if self._outline.exists() else None
         return TrainingLog(curve, tuple(validation.scores), best, adapter, elsewhere, rollouts)
 
-    def _held(self) -> AbstractContextManager[None]:
-        """The folder for this launch alone; its first process, which writes there, holds it."""
-        if not distributed.is_first():
-            return nullcontext()
-        return only_one("training", self.folder, "`folder` (for a notebook's with MMGRPO_RESULTS_DIR)")
-
     def _go_on(self, trainer: RowTrainer, validation: Validation) -> None:
+        """Train from the last checkpoint; where training ended there, read what it came to."""
         checkpoint = checkpoints.last_good(self.folder)
-        if checkpoint is not None and validation.had_enough(checkpoints.step_of(checkpoint)):
+        if checkpoint is not None and validation.ended(checkpoints.step_of(checkpoint), trainer.args.max_steps):
+            print(
+                f"{self.folder} holds this training, finished: it comes back as it was. Delete the folder to train anew."
+            )
             trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            self.policy.load_adapter(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
@@ -126,9 +135,9 @@ class TrainingRun:
     def _claim_folder(self) -> None:
         """Note in the folder what is trained there, so that no other run goes on from its checkpoints."""
         parts = {
-            "level": self.plan.level, "seed": self.plan.seed, "start": str(self.start),
+            "level": self.recipe.level, "seed": self.recipe.seed, "start": str(self.start),
             "policy": [self.policy.name, self.policy.precision, self.policy.settings.model_dump()],
-            "settings": self.plan.settings.model_dump(), "sampling": self.plan.sampling.model_dump(),
+            "settings": self.recipe.settings.model_dump(), "sampling": self.recipe.sampling.model_dump(),
             "programs": [program.dump_state() for program in self.programs],
             "examples": [[dict(example) for example in examples] for examples in (self.trainset, self.valset)],
         }  # fmt: skip
@@ -156,22 +165,21 @@ class TrainingRun:
         """Rollouts of a step's inputs with the weights as they are, grouped and weighted."""
         started = time.perf_counter()
         self.policy.sync()
-        settings, sampling = self.plan.settings, self.plan.sampling
-        lm = self.policy.lm(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+        settings, sampling = self.recipe.settings, self.recipe.sampling
+        lm = self.policy.lm(**sampling.model_dump())
         jobs = rollout.jobs_for(
-            inputs_of_step(self.trainset, step, settings.inputs, self.plan.seed),
+            inputs_of_step(self.trainset, step, settings.inputs, self.recipe.seed),
             settings.rollouts,
-            self.plan.seed,
+            self.recipe.seed,
             step,
         )
         trajectories = []
         for place, program in enumerate(self.programs):
             mine = [job for job in jobs if job.rollout % len(self.programs) == place]
-            runs = rollout.run(
-                program, distributed.share(mine), lm=lm, metric=self.plan.metric,
-                format_failure_reward=settings.format_failure_reward,
+            trajectories += rollout.run(
+                program, mine, lm=lm, metric=self.recipe.metric,
+                format_failure_reward=settings.format_failure_reward, together=True,
             )  # fmt: skip
-            trajectories += distributed.all_of([replace(run, prediction=None) for run in runs])
         if all(run.outcome == "completed" and not run.calls for run in trajectories):
             raise UserError(
                 f"None of the program's modules was called in {len(trajectories)} runs: there is nothing to train. Its "
@@ -181,7 +189,7 @@ class TrainingRun:
             self._refuse_rewards_that_pay_failure(trajectories)
         if step == 0 and distributed.is_first():
             kept_runs.write(trajectories, kept_runs.sampled(self.folder))
-        grouping = self._group(trajectories, step)
+        grouping = grouped(trajectories, self.recipe, step)
         if grouping.groups and distributed.is_first():
             write_json(outline(step, trajectories, grouping.groups), self._outline)
         tokens = sum(len(call.completion_ids) for run in trajectories for call in run.calls)
@@ -194,21 +202,23 @@ class TrainingRun:
     def _refuse_rewards_that_pay_failure(self, trajectories: Sequence[Trajectory]) -> None:
         """Raise UserError where an answer earns less than no answer, in training or in validation."""
         least = min((run.reward for run in trajectories if run.outcome == "completed"), default=0.0)
-        failure = self.plan.settings.format_failure_reward
+        failure = self.recipe.settings.format_failure_reward
         if least < failure or (self.valset and least < 0):
             raise UserError(
                 f"A run that completed earned {least:g}, where one whose reply doesn't parse earns {failure:g} in training and 0 in "
                 "validation: add a constant to the metric, so that the worst answer earns 0."
             )
 
-    def _group(self, trajectories: Sequence[Trajectory], step: int) -> Grouping:
-        settings = self.plan.settings
-        if self.plan.level == "trajectory":
-            return trajectory_groups(trajectories, size=settings.group_size, scale=settings.scale)
-        rng = random.Random(seed_of(self.plan.seed, step, "padding"))
-        return module_groups(
-            trajectories, padding=settings.padding, size=settings.group_size, scale=settings.scale, rng=rng
-        )
+
+def grouped(trajectories: Sequence[Trajectory], recipe: Recipe, step: int) -> Grouping:
+    """The groups of a step's runs at the recipe's level."""
+    settings = recipe.settings
+    if recipe.level == "trajectory":
+        return trajectory_groups(trajectories, size=settings.group_size, scale=settings.scale)
+    rng = random.Random(seed_of(recipe.seed, step, "padding"))
+    return module_groups(
+        trajectories, padding=settings.padding, size=settings.group_size, scale=settings.scale, rng=rng
+    )
 
 
 def _tell_idle(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> tuple[str, ...]:
@@ -224,14 +234,14 @@ def _tell_idle(modules: Sequence[str], curve: Sequence[dict[str, float]]) -> tup
 
 
 def inputs_of_step(trainset: Sequence[dspy.Example], step: int, inputs: int, seed: int) -> list[dspy.Example]:
-    """The examples of a step: consecutive pieces of seeded permutations, one an epoch. Needs no state."""
-    chosen = []
-    for place in range(step * inputs, (step + 1) * inputs):
-        epoch, index = divmod(place, len(trainset))
-        order = list(range(len(trainset)))
-        random.Random(seed_of(seed, "epoch", epoch)).shuffle(order)
-        chosen.append(trainset[order[index]])
-    return chosen
+    """The examples of a step, all different: a piece of a seeded permutation, a new one each epoch. Needs no state.
+
+    The rest of a permutation that fills no step is left out, as another one is the next epoch's.
+    """
+    epoch, place = divmod(step, len(trainset) // inputs)
+    order = list(trainset)
+    random.Random(seed_of(seed, "epoch", epoch)).shuffle(order)
+    return order[place * inputs : (place + 1) * inputs]
 
 
 def metrics_of(trajectories: Sequence[Trajectory], grouping: Grouping) -> dict[str, float]:

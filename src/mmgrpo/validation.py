@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 from mmgrpo import distributed, kept_runs, rollout
-from mmgrpo.records import write_json
+from mmgrpo.json_files import write_json
 
 if TYPE_CHECKING:
     from mmgrpo.training_run import TrainingRun
@@ -42,12 +41,13 @@ class Validation(TrainerCallback):
         elif self.run.valset:
             self._score(0)
 
-    def had_enough(self, step: int) -> bool:
-        """Whether a run whose last checkpoint is at `step` had stopped there, out of patience."""
-        if not self.file.exists():
+    def ended(self, step: int, last: int) -> bool:
+        """Whether a run whose last checkpoint is at `step` ended there: at its `last` step, or out of patience."""
+        if self.file.exists():
+            self._restore(step)
+        elif self.run.valset:
             return False
-        self._restore(step)
-        return self._out_of_patience()
+        return step == last or self._out_of_patience()
 
     def _restore(self, step: int) -> None:
         """What was scored up to a checkpoint."""
@@ -56,13 +56,15 @@ class Validation(TrainerCallback):
         self.best = kept["best"]
 
     def on_step_end(self, args, state, control, **kwargs):
-        every = self.run.plan.settings.validate_every * self.run.plan.settings.iterations
+        every = self.run.recipe.settings.validate_every * self.run.recipe.settings.iterations
         if self.run.valset and (state.global_step % every == 0 or state.global_step == state.max_steps):
             self._score(state.global_step)
-            control.should_training_stop |= self._out_of_patience()
+            done = self._out_of_patience()
+            control.should_training_stop |= done
+            control.should_save |= done
 
     def _out_of_patience(self) -> bool:
-        patience = self.run.plan.settings.patience
+        patience = self.run.recipe.settings.patience
         later = [entry for entry in self.scores if entry["step"] > self.best["step"]]
         return patience is not None and len(later) >= patience
 
@@ -71,12 +73,12 @@ class Validation(TrainerCallback):
         run.policy.sync()
         scored = rollout.evaluate(
             run.programs[0],
-            distributed.share(run.valset),
+            run.valset,
             policy=run.policy,
-            metric=run.plan.metric,
+            metric=run.recipe.metric,
             progress=f"validation at step {step}",
+            together=True,
         )
-        scored = distributed.all_of([replace(one, prediction=None) for one in scored])
         entry = {"step": float(step), "score": rollout.mean_score(scored)}
         self.scores.append(entry)
         if not self.best or entry["score"] > self.best["score"]:

@@ -14,8 +14,8 @@ from tiny_policy import RawAdapter, tiny_policy
 from training_setup import noise, optimizer, weights
 
 from mmgrpo import cells, grid, profiles
+from mmgrpo.json_files import write_json
 from mmgrpo.local import Local
-from mmgrpo.records import write_json
 
 SECONDS = 0.05  # of a cell
 STATM = Path("/proc/self/statm")

@@ -55,7 +55,7 @@ def embedded_setup() -> Setup:
 def run(names: Sequence[str], setup: Setup, folder: Path, *, again: bool = False) -> list[Path]:
     """Measure what `folder` doesn't have of this machine yet, or all of it `again`; returns the files written."""
     file = folder / "bench.json"
-    kept = [one for one in record.read(file) if one.machine == setup.machine]
+    kept = [one for one in record.read(file) if one.machine == setup.machine and one.benchmark in BENCHMARKS]
     done = set() if again else {one.benchmark for one in kept}
     todo = [name for name in names if name not in done]
     bar_format = "{desc}{percentage:3.0f}%|{bar}| {elapsed} passed, {remaining} left ({total:g} min guessed)"

@@ -23,6 +23,7 @@ from mmgrpo.bench import shapes
 from mmgrpo.bench.measure import side_by_side
 from mmgrpo.bench.record import Comparison, Setup, Target
 from mmgrpo.bench.training import our_step
+from mmgrpo.logprobs import inputs_of
 from mmgrpo.objective import Row
 from mmgrpo.tree_attention import head_size
 
@@ -57,7 +58,7 @@ def compare(setup: Setup) -> list[Comparison]:
 def step_flops(model, rows: Sequence[Row], budget: int) -> tuple[float, int]:
     """FLOPs of a step by the formula above, and its distinct tokens, summed over the step's passes."""
     config = model.config
-    inputs = [(*row.prompt_ids, *row.completion_ids[:-1]) for row in rows]
+    inputs = inputs_of(rows)
     weights = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
     lora = sum(weight.numel() for name, weight in weights.items() if "lora_" in name)
     head = config.vocab_size * config.hidden_size

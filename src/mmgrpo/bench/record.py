@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmgrpo.errors import UserError
+from mmgrpo.json_files import write_json
 from mmgrpo.policy import Policy
-from mmgrpo.records import write_json
 
 
 class Skipped(Exception):

@@ -58,7 +58,7 @@ def _curve(
         Comparison.of(
             setup, benchmark, f"training step, {growing} {place}", ours=seconds[place], peer=seconds[baseline],
             peer_name=f"ours, {growing} {baseline}", unit="s", ratio=seconds[place] / seconds[baseline],
-            target=targets.get(place), details={"tokens": shapes.padded_tokens(some)}, growth=(growing, place),
+            target=targets.get(place), details={"tokens": shapes.all_tokens(some)}, growth=(growing, place),
         )
         for place, some in rows.items()
     ]  # fmt: skip

@@ -139,6 +139,6 @@ def _text(splits: Splits, rng: np.random.Generator, messages: int) -> str:
     return " ".join(splits.train[place].text for place in rng.choice(len(splits.train), messages, replace=False))
 
 
-def padded_tokens(rows: Sequence[Row]) -> int:
+def all_tokens(rows: Sequence[Row]) -> int:
     """Tokens of all rows, prompts repeated."""
     return sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows)

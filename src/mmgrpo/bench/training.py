@@ -70,7 +70,7 @@ def _compare(
         found, peers = gradient(policy.trainable()), gradient(peer_model)
         details = {
             "gradient_error": relative_error(found, peers),
-            "rows": len(shape.rows), "tokens": shapes.padded_tokens(shape.rows),
+            "rows": len(shape.rows), "tokens": shapes.all_tokens(shape.rows),
         }  # fmt: skip
         if rounding:
             policy.trainable().double()

@@ -15,10 +15,10 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from dspy.lm15 import ContextLengthError, Message, Request, Response, TextPart, Usage
 
 from mmgrpo.errors import UserError
-from mmgrpo.hashing import sha256_of
+from mmgrpo.hashing import seed_of, sha256_of
 from mmgrpo.policy.batcher import Batcher
 from mmgrpo.policy.merging import WEIGHTS, adapter_folder, adapter_name
-from mmgrpo.policy.recorder import SETTING, Recorder, seed_of
+from mmgrpo.policy.recorder import SETTING, Recorder
 from mmgrpo.policy.replies import SETTING as KEPT
 from mmgrpo.policy.replies import Replies
 from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest

@@ -7,7 +7,6 @@ run. It is a DSPy callback too: the adapter's parse events tell which replies pa
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import threading
 from collections import Counter
@@ -17,15 +16,10 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
+from mmgrpo.hashing import seed_of
 from mmgrpo.trajectory import Call
 
 SETTING = "mmgrpo_recorder"
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed that depends on all parts, the same in every process."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 class Recorder(BaseCallback):

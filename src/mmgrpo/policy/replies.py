@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmgrpo.hashing import sha256_of
+from mmgrpo.json_files import write_json
 from mmgrpo.policy.merging import WEIGHTS
 from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
-from mmgrpo.records import write_json
 
 SETTING = "mmgrpo_replies"  # of DSPy's, so that every thread of a search finds them
 STEM = "replies"  # of the file, and of one that was set aside

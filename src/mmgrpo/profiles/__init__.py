@@ -38,10 +38,18 @@ def _parsed(name: str, text: str) -> Profile:
     """Thousands of cells ask for the same few profiles; one that was edited meanwhile is another text."""
     try:
         profile = Profile(**yaml.safe_load(text))
+        for part, allowed in (
+            ("models_grpo", profile.models), ("models_sampling", profile.models), ("strategies_grpo", profile.strategies)
+        ):  # fmt: skip
+            for key in getattr(profile, part):
+                if key not in allowed:
+                    raise UserError(
+                        f"{name}: {part} changes {key!r}, which the profile doesn't have; {nearest(key, list(allowed))}."
+                    )
         for model in profile.models:  # what models and tasks change is checked with what they change
             profile.sampling_for(model)
             for task in profile.tasks:
-                for strategy in {*profile.strategies, *profile.strategies_grpo}:
+                for strategy in profile.strategies:
                     profile.grpo_for(task, model, strategy)
         return profile
     except (ValidationError, TypeError, yaml.YAMLError) as error:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mmgrpo.report import claims, evidence, frames, names, statistics
 from mmgrpo.report.claims import Claim
-from mmgrpo.report.frames import Cell
+from mmgrpo.report.frames import SeedScores
 from mmgrpo.report.writers import Table, count, estimate
 
 
@@ -40,11 +40,11 @@ CAPTION = (
 )
 
 
-def build(source: str, *, seed: int = 0) -> Table | None:
-    """The committed ablations on rows of `source`; None where none is committed. `seed` is that of the bootstrap."""
+def build(source: str) -> Table | None:
+    """The committed ablations on rows of `source`; None where none is committed."""
     used = {name for ablation in ABLATIONS for name in (ablation.new, ablation.base)}
-    cells = {name: frames.cells(evidence.read(source, name)) for name in used}
-    numbers = pd.DataFrame([row for ablation in ABLATIONS for row in _rows(ablation, cells, seed)])
+    cells = {name: frames.by_kind(evidence.read(source, name)) for name in used}
+    numbers = pd.DataFrame([row for ablation in ABLATIONS for row in _rows(ablation, cells)])
     if numbers.empty:
         return None
     shown = pd.DataFrame({
@@ -61,7 +61,7 @@ def build(source: str, *, seed: int = 0) -> Table | None:
     return Table("table_ablations", "Choices of the method", CAPTION, shown, numbers, smoke=False)
 
 
-def _rows(ablation: Ablation, cells: Mapping[str, Mapping[tuple[str, str, str], Cell]], seed: int) -> list[dict]:
+def _rows(ablation: Ablation, cells: Mapping[str, Mapping[tuple[str, str, str], SeedScores]]) -> list[dict]:
     """A row a task and model that both profiles have; `cells` are those of each profile."""
     sides = {
         (task, model, side): cell
@@ -71,7 +71,7 @@ def _rows(ablation: Ablation, cells: Mapping[str, Mapping[tuple[str, str, str], 
     }
     rows = []
     for (task, model), pair in claims.pairs(Claim("new", "base"), sides).items():
-        gain = statistics.gain([pair], seed=seed)
+        gain = statistics.gain([pair])
         rows.append({
             "choice": ablation.choice, "strategy": ablation.strategy, "task": task, "model": model,
             "new": ablation.new, "base": ablation.base, "seeds": len(pair.new),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mmgrpo.records import Record
 from mmgrpo.report import frames, names, published, statistics
-from mmgrpo.report.frames import Cell
+from mmgrpo.report.frames import SeedScores
 from mmgrpo.report.statistics import Interval, Pair
 from mmgrpo.report.writers import Table, estimate, number
 
@@ -50,15 +50,15 @@ CAPTION = (
 )
 
 
-def build(records: Sequence[Record], *, seed: int = 0) -> Table:
-    """The claims table; `seed` is that of the bootstrap."""
-    cells, smoke = frames.cells(records), frames.is_smoke(records)
-    numbers = pd.DataFrame([row for claim in CLAIMS for row in _rows(claim, cells, smoke, seed)])
+def build(records: Sequence[Record]) -> Table:
+    """The claims table."""
+    cells, smoke = frames.by_kind(records), frames.is_smoke(records)
+    numbers = pd.DataFrame([row for claim in CLAIMS for row in _rows(claim, cells, smoke)])
     single = " A pair with one seed adds the choice of test examples only." if (numbers["seeds"] == 1).any() else ""
     return Table("table_claims", "Claims", CAPTION + single, _shown(numbers), numbers, smoke)
 
 
-def pairs(claim: Claim, cells: dict[tuple[str, str, str], Cell]) -> dict[tuple[str, str], Pair]:
+def pairs(claim: Claim, cells: dict[tuple[str, str, str], SeedScores]) -> dict[tuple[str, str], Pair]:
     """(task, model) -> both strategies on the seeds that they share; pairs without such seeds are left out."""
     found = {}
     for (task, model, strategy), new in cells.items():
@@ -89,14 +89,14 @@ def _published_means() -> pd.DataFrame:
     return published.results().pivot(index=["task", "model"], columns="strategy", values="mean")
 
 
-def _rows(claim: Claim, cells: dict[tuple[str, str, str], Cell], smoke: bool, seed: int) -> Iterable[dict]:
+def _rows(claim: Claim, cells: dict[tuple[str, str, str], SeedScores], smoke: bool) -> Iterable[dict]:
     """The average over the pairs that aren't equal, then each pair, unless the average is its own.
 
     Where all pairs are equal, so is their average. A pair with a published gain of its own has its row in any case.
     """
     found = pairs(claim, cells)
     averaged = [pair for pair in found.values() if not pair.equal] or list(found.values())
-    yield _row(claim, None, averaged, smoke, seed)
+    yield _row(claim, None, averaged, smoke)
     order = (
         names.ordered({task for task, _ in found}, names.TASKS),
         names.ordered({model for _, model in found}, names.MODELS),
@@ -104,14 +104,14 @@ def _rows(claim: Claim, cells: dict[tuple[str, str, str], Cell], smoke: bool, se
     for task, model in sorted(found, key=lambda pair: (order[0].index(pair[0]), order[1].index(pair[1]))):
         pair = found[task, model]
         if averaged != [pair] or published_gain(claim, task, model)[1]:
-            yield _row(claim, (task, model), [pair], smoke, seed)
+            yield _row(claim, (task, model), [pair], smoke)
 
 
-def _row(claim: Claim, where: tuple[str, str] | None, members: list[Pair], smoke: bool, seed: int) -> dict:
+def _row(claim: Claim, where: tuple[str, str] | None, members: list[Pair], smoke: bool) -> dict:
     paper, paper_pairs = published_gain(claim, *(where or (None, None)))
     points, relative, verdict = UNKNOWN, UNKNOWN, NOT_RUN
     if members:
-        result = statistics.gain(members, seed=seed)
+        result = statistics.gain(members)
         points, relative = result.points, result.relative
         verdict = NOT_A_RESULT if smoke else result.verdict
     only = members[0] if len(members) == 1 else None
@@ -165,5 +165,5 @@ def _with_bounds(row: dict, name: str) -> str:
     return estimate(row[name], row[f"{name}_low"], row[f"{name}_high"], sign=True)
 
 
-def _of_seeds(cell: Cell, seeds: list[int]) -> np.ndarray:
+def _of_seeds(cell: SeedScores, seeds: list[int]) -> np.ndarray:
     return cell.scores[[cell.seeds.index(seed) for seed in seeds]]

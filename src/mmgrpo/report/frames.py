@@ -17,14 +17,14 @@ from mmgrpo.errors import UserError
 from mmgrpo.records import Record, Score
 
 RUN = ["task", "model", "strategy", "seed"]  # what tells one run of a profile from another
-CELL = ["task", "model", "strategy"]
+KIND = ["task", "model", "strategy"]
 OUTCOMES = ("completed", "interrupted", "crashed", "unscorable")
 SHORT = 3  # hours; where no run takes as long, times are shown in minutes
 NO_RECORDS = "There are no records to report on: run some cells first, then build the report again."
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class SeedScores:
     """All seeds of one task, model and strategy, scored on the same examples in the same order."""
 
     seeds: tuple[int, ...]
@@ -68,7 +68,7 @@ def runs(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         outcomes = Counter(score.outcome for score in record.scores)
         rollouts = [entry["rollouts"] for entry in record.curve if "rollouts" in entry]  # of a batch's first update
-        earlier = [note for note in record.notes.values() if isinstance(note, dict) and "seconds" in note]
+        earlier = [record.notes["prompt_optimization"]] if "prompt_optimization" in record.notes else []
         resumed, costs = any(note.get("resumed") for note in (record.notes, *earlier)), _costs(record, earlier)
         rows.append(
             _identity(record)
@@ -118,12 +118,12 @@ def validation(records: Sequence[Record]) -> pd.DataFrame:
     return _entries(records, "validation", ["step", "score"])
 
 
-def cells(records: Sequence[Record]) -> dict[tuple[str, str, str], Cell]:
+def by_kind(records: Sequence[Record]) -> dict[tuple[str, str, str], SeedScores]:
     """(task, model, strategy) -> its scores by seed and example; raises UserError where examples differ."""
     found: dict[tuple[str, str, str], list[Record]] = {}
     for record in sorted(records, key=_key):
         found.setdefault((record.task, record.model, record.strategy), []).append(record)
-    return {key: _cell(members) for key, members in found.items()}
+    return {key: _seed_scores(members) for key, members in found.items()}
 
 
 def require_same_examples(task: str, *lists: tuple[str, ...]) -> None:
@@ -135,11 +135,17 @@ def require_same_examples(task: str, *lists: tuple[str, ...]) -> None:
         )
 
 
-def _cell(records: Sequence[Record]) -> Cell:
+def _seed_scores(records: Sequence[Record]) -> SeedScores:
     lists = [tuple(score.example for score in record.scores) for record in records]
     require_same_examples(records[0].task, *lists)
+    first = records[0]
+    if any(record.settings != first.settings for record in records):
+        raise UserError(
+            f"The seeds of {first.strategy} on {first.task} ran with different settings, so they can't be averaged: delete the "
+            "records made with other settings and run their cells again."
+        )
     scores = np.stack([_values(record.scores) for record in records])
-    return Cell(seeds=tuple(record.seed for record in records), examples=lists[0], scores=scores)
+    return SeedScores(seeds=tuple(record.seed for record in records), examples=lists[0], scores=scores)
 
 
 def _values(scores: Sequence[Score]) -> np.ndarray:

@@ -12,30 +12,28 @@ from mmgrpo.report import frames, names, published, statistics
 MEASURED = ["mean", "sd", "low", "high", "seeds", "examples"]  # of a cell, this machine's or (`committed_`) committed
 COMMITTED = {name: f"committed_{name}" for name in MEASURED}
 PUBLISHED_PASSAGES = 100  # HoVer's published metric is the recall among so many
-COLUMNS = [*frames.CELL, "published_mean", "published_sd", *COMMITTED.values(), *MEASURED]
+COLUMNS = [*frames.KIND, "published_mean", "published_sd", *COMMITTED.values(), *MEASURED]
 
 
-def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed: int = 0) -> pd.DataFrame:
+def scores(records: Sequence[Record], committed: Sequence[Record] = ()) -> pd.DataFrame:
     """One row for each task, model and strategy that was run or is committed, or published for a task of those.
 
     Points of 100; NaN where a cell wasn't run (`seeds` is 0), isn't committed (`committed_seeds` is 0) or isn't
-    published. `low` and `high` bound the 95% bootstrap interval, drawn from `seed`.
+    published. `low` and `high` bound the 95% bootstrap interval.
     """
-    both = _measured(records, seed).merge(
-        _measured(committed, seed).rename(columns=COMMITTED), on=frames.CELL, how="outer"
-    )
+    both = _measured(records).merge(_measured(committed).rename(columns=COMMITTED), on=frames.KIND, how="outer")
     paper = published.results().drop(columns="source").rename(columns={"mean": "published_mean", "sd": "published_sd"})
-    both = both.merge(paper[paper["task"].isin(both["task"])], on=frames.CELL, how="outer")
+    both = both.merge(paper[paper["task"].isin(both["task"])], on=frames.KIND, how="outer")
     counts = [name for name in COLUMNS if name.endswith(("seeds", "examples"))]
     both[counts] = both[counts].fillna(0).astype(int)
-    order = {
-        "task": names.ordered(both["task"], names.TASKS),
-        "model": names.ordered(both["model"], names.MODELS),
-        "strategy": names.ordered(both["strategy"], names.STRATEGIES),
-    }
-    return both.sort_values(frames.CELL, key=lambda column: column.map(order[column.name].index), ignore_index=True)[
-        COLUMNS
-    ]
+    return in_order(both)[COLUMNS]
+
+
+def in_order(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a task, model and strategy each, in the order in which reports show these."""
+    known = {"task": names.TASKS, "model": names.MODELS, "strategy": names.STRATEGIES}
+    order = {column: names.ordered(numbers[column], listed) for column, listed in known.items()}
+    return numbers.sort_values(frames.KIND, key=lambda column: column.map(order[column.name].index), ignore_index=True)
 
 
 def caveats(records: Sequence[Record], committed: Sequence[Record], numbers: pd.DataFrame) -> str:
@@ -74,14 +72,14 @@ def _passages(records: Sequence[Record]) -> dict[str, int]:
 
 def _one_run(records: Sequence[Record]) -> bool:
     """Whether all seeds of vanilla are equal on every example, in a cell that has several."""
-    cells = [cell.scores for (_, _, strategy), cell in frames.cells(records).items() if strategy == "vanilla"]
+    cells = [cell.scores for (_, _, strategy), cell in frames.by_kind(records).items() if strategy == "vanilla"]
     return any(len(scores) > 1 and all(statistics.equal(scores[0], other) for other in scores) for scores in cells)
 
 
-def _measured(records: Sequence[Record], seed: int) -> pd.DataFrame:
+def _measured(records: Sequence[Record]) -> pd.DataFrame:
     rows = []
-    for (task, model, strategy), cell in frames.cells(records).items():
-        interval = statistics.mean_interval(cell.scores, task=task, model=model, seed=seed)
+    for (task, model, strategy), cell in frames.by_kind(records).items():
+        interval = statistics.mean_interval(cell.scores, task=task, model=model)
         mean, sd = statistics.mean_and_sd(cell.scores)
         rows.append((task, model, strategy, mean, sd, interval.low, interval.high, len(cell.seeds), len(cell.examples)))
-    return pd.DataFrame(rows, columns=[*frames.CELL, *MEASURED]).astype(dict.fromkeys(MEASURED, float))
+    return pd.DataFrame(rows, columns=[*frames.KIND, *MEASURED]).astype(dict.fromkeys(MEASURED, float))

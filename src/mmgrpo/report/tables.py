@@ -10,7 +10,7 @@ import pandas as pd
 
 from mmgrpo.records import Record
 from mmgrpo.report import evidence, frames, names, published, statistics, summary
-from mmgrpo.report.frames import Cell
+from mmgrpo.report.frames import SeedScores
 from mmgrpo.report.statistics import Interval
 from mmgrpo.report.writers import Table, bounds, count, estimate, number, spread
 
@@ -25,9 +25,9 @@ BUDGET = {"rollouts": "Rollouts", "tokens_calls": "Policy calls"}
 APIS = {"api_calls": "API calls", "api_dollars": "API, $"}
 
 
-def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed: int = 0) -> Table:
+def scores(records: Sequence[Record], committed: Sequence[Record] = ()) -> Table:
     """Table 1: strategies by task and model, published beside committed beside reproduced, each where there is one."""
-    numbers = summary.scores(records, committed, seed=seed)
+    numbers = summary.scores(records, committed)
     strategies = names.ordered({*names.PAPER_STRATEGIES, *numbers["strategy"]}, names.STRATEGIES)
     shown = pd.DataFrame({("", "", "Strategy"): [names.strategy(name) for name in strategies]})
     for (task, model), cell in numbers.groupby(["task", "model"], sort=False):
@@ -54,13 +54,13 @@ def scores(records: Sequence[Record], committed: Sequence[Record] = (), *, seed:
     )
 
 
-def agreement(records: Sequence[Record], committed: Sequence[Record], *, seed: int = 0) -> Table | None:
+def agreement(records: Sequence[Record], committed: Sequence[Record]) -> Table | None:
     """Each cell of `records` that is committed too: do the two agree? None where there is no such cell."""
-    theirs = frames.cells(committed)
-    both = [(key, ours, theirs[key]) for key, ours in frames.cells(records).items() if key in theirs]
+    theirs = frames.by_kind(committed)
+    both = [(key, ours, theirs[key]) for key, ours in frames.by_kind(records).items() if key in theirs]
     if not both:
         return None
-    numbers = _in_order(pd.DataFrame([_agreement(*each, seed=seed) for each in both]))
+    numbers = summary.in_order(pd.DataFrame([_agreement(*each) for each in both]))
     shown = _heads(numbers)
     shown["This machine"] = [number(mean) for mean in numbers["mean"]]
     shown["Seeds"] = [str(n) for n in numbers["seeds"]]
@@ -89,10 +89,10 @@ def cost(records: Sequence[Record]) -> Table:
     """What a run takes: time, tokens, paid APIs and memory, means over seeds."""
     runs = frames.runs(records)
     columns = [name for name in (*STAGES, *BUDGET, *TOKENS) if name in runs and runs[name].notna().any()]
-    numbers = runs.groupby(frames.CELL)[[*columns, *APIS, "peak_memory_gb"]].mean().reset_index()
-    numbers = numbers.merge(runs.groupby(frames.CELL).size().rename("seeds").reset_index(), on=frames.CELL)
+    numbers = runs.groupby(frames.KIND)[[*columns, *APIS, "peak_memory_gb"]].mean().reset_index()
+    numbers = numbers.merge(runs.groupby(frames.KIND).size().rename("seeds").reset_index(), on=frames.KIND)
     paper = published.cost().rename(columns={"hours": "published_hours", "hardware": "published_hardware"})
-    numbers = _in_order(numbers.merge(paper, on="strategy", how="left"))
+    numbers = summary.in_order(numbers.merge(paper, on="strategy", how="left"))
     shown, (unit, per_hour) = _heads(numbers), frames.unit_of_time(runs["hours"])
     times = {name: f"{head}, {unit}" for name, head in STAGES.items()}
     for heads, one, digits in ((times, 1 / per_hour, 1 if unit == "min" else 2), (BUDGET, 1, 0), (TOKENS, 1000, 1)):
@@ -123,7 +123,7 @@ def groups(records: Sequence[Record]) -> Table | None:
     counted = curve[counts].notna().any(axis=1)  # an update logs only the counts that are not zero
     curve.loc[counted, counts] = curve.loc[counted, counts].fillna(0.0)
     by_run = curve.groupby(frames.RUN)[keys].mean().reset_index()
-    numbers = _in_order(by_run.groupby(frames.CELL)[keys].mean().reset_index())
+    numbers = summary.in_order(by_run.groupby(frames.KIND)[keys].mean().reset_index())
     shown = _heads(numbers)
     for key in keys:
         percent, digits = (100 if key == "format_failures" else 1), (2 if key.startswith("group_std") else 1)
@@ -138,7 +138,7 @@ def parts(records: Sequence[Record]) -> Table | None:
     names_of_parts = [column for column in by_run if column not in frames.RUN]
     if not names_of_parts:
         return None
-    numbers = _in_order(by_run.groupby(frames.CELL)[names_of_parts].mean().reset_index())
+    numbers = summary.in_order(by_run.groupby(frames.KIND)[names_of_parts].mean().reset_index())
     shown = _heads(numbers)
     for name in names_of_parts:
         shown[name.replace("_", " ").capitalize()] = [number(value, 2) for value in numbers[name]]
@@ -152,7 +152,7 @@ def parts(records: Sequence[Record]) -> Table | None:
 def outcomes(records: Sequence[Record]) -> Table:
     """How the test runs of the program ended, over all seeds."""
     counts = ["examples", *frames.OUTCOMES]
-    numbers = _in_order(frames.runs(records).groupby(frames.CELL)[counts].sum().reset_index())
+    numbers = summary.in_order(frames.runs(records).groupby(frames.KIND)[counts].sum().reset_index())
     shown = _heads(numbers)
     for name in counts:
         shown["Test runs" if name == "examples" else name.capitalize()] = [str(n) for n in numbers[name]]
@@ -193,13 +193,13 @@ def _cost_caption(records: Sequence[Record], runs: pd.DataFrame) -> str:
     ) + (resumed if runs["resumed"].any() else "")
 
 
-def _agreement(key: tuple[str, str, str], ours: Cell, theirs: Cell, *, seed: int) -> dict[str, Any]:
+def _agreement(key: tuple[str, str, str], ours: SeedScores, theirs: SeedScores) -> dict[str, Any]:
     """One row: both means, whether ours lies in the committed interval, and the difference."""
     task, model, strategy = key
     same = ours.examples == theirs.examples
     mean, _ = statistics.mean_and_sd(ours.scores)
-    wanted = statistics.mean_interval(theirs.scores, task=task, model=model, seed=seed)
-    apart = statistics.difference(ours.scores, theirs.scores, paired=same, task=task, model=model, seed=seed)
+    wanted = statistics.mean_interval(theirs.scores, task=task, model=model)
+    apart = statistics.difference(ours.scores, theirs.scores, paired=same, task=task, model=model)
     return {
         "task": task, "model": model, "strategy": strategy, "mean": mean, "seeds": len(ours.seeds),
         "committed_mean": wanted.estimate, "committed_low": wanted.low, "committed_high": wanted.high,
@@ -220,12 +220,6 @@ def _heads(numbers: pd.DataFrame) -> pd.DataFrame:
     """The first columns of a table with one row a cell: task, model, strategy as displayed."""
     display = {"task": names.task, "model": names.model, "strategy": names.strategy}
     return pd.DataFrame({name.capitalize(): [show(value) for value in numbers[name]] for name, show in display.items()})
-
-
-def _in_order(numbers: pd.DataFrame) -> pd.DataFrame:
-    known = {"task": names.TASKS, "model": names.MODELS, "strategy": names.STRATEGIES}
-    order = {column: names.ordered(numbers[column], listed) for column, listed in known.items()}
-    return numbers.sort_values(frames.CELL, key=lambda column: column.map(order[column.name].index), ignore_index=True)
 
 
 def _machines(records: Sequence[Record]) -> str:

@@ -12,8 +12,8 @@ from dspy.lm15 import Message, Request
 from IPython.display import HTML
 
 from mmgrpo.cells import Cell
+from mmgrpo.lessons import Lesson
 from mmgrpo.policy import Policy
-from mmgrpo.posttraining import Lesson
 from mmgrpo.report import names, published, settings_table
 from mmgrpo.show.markup import fields, number, pre, table
 from mmgrpo.study import Study

@@ -52,9 +52,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Api:
-    """A paid API that a task's program or judge asks."""
+    """The paid APIs that a task's program and judge ask."""
 
-    key: str  # the environment variable that holds its key
+    keys: tuple[str, ...]  # the environment variables that hold their keys
     calls: int  # of one run of the program, its judging included
     dollars_per_call: float
 

@@ -21,9 +21,9 @@ INK = "0.15"
 BEAM = [(-0.4, -1), (0.4, -1), (0, -1), (0, 1), (-0.4, 1), (0.4, 1)]  # an interval's marker in the legend
 
 
-def scores(records: Sequence[Record], *, seed: int = 0) -> Figure:
+def scores(records: Sequence[Record]) -> Figure:
     """Bars by task and strategy with 95% bootstrap intervals; published mean and deviation as hollow markers beside."""
-    numbers = summary.scores(records, seed=seed)
+    numbers = summary.scores(records)
     tasks, strategies = list(dict.fromkeys(numbers["task"])), names.ordered(numbers["strategy"], names.STRATEGIES)
     width = max(INCHES[0], SLOT * len(strategies) * numbers.groupby("task")["model"].nunique().max())
     rows, columns = (1, len(tasks)) if width == INCHES[0] else (len(tasks), 1)  # wide panels go below each other

@@ -69,9 +69,8 @@ def by_hop(records: Sequence[Record]) -> Figure | None:
                     axis.plot(means.index, means, marker="o", markersize=3.5, linewidth=1.6, **style)
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set_ylabel(names.measure(measure))
-            row[0].set_ylim(
-                0, 1.05 * row[0].get_ylim()[1]
-            )  # a scale that began where the lines do would make little look like much
+            # From zero: a scale that began where the lines do would make little look like much.
+            row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])
         for axis, last, task in zip(axes[0], axes[-1], tasks, strict=True):
             axis.set_title(names.task(task))
             last.set_xlabel("Hop")

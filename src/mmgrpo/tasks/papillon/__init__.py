@@ -94,7 +94,8 @@ def api(options: Options) -> Api | None:
 
     here = (LEXICAL, *policy.names())
     asked = [name for name in (options.untrusted, options.judge, options.judge) if name not in here]
-    return Api(key_of(asked[0]), len(asked), DOLLARS_PER_CALL) if asked else None
+    keys = tuple(dict.fromkeys(key_of(name) for name in asked))
+    return Api(keys, len(asked), DOLLARS_PER_CALL) if asked else None
 
 
 def oracle(example: dspy.Example) -> dspy.Prediction:

@@ -7,8 +7,8 @@ from typing import get_args
 import dspy
 import pytest
 
-from mmgrpo import paths, posttraining
-from mmgrpo.posttraining import HELD_OUT_SUBJECTS, INTENT_ROUNDS, LABELS, PROGRAM_ROUNDS, lessons
+from mmgrpo import lessons, paths
+from mmgrpo.lessons import HELD_OUT_SUBJECTS, INTENT_ROUNDS, LABELS, PROGRAM_ROUNDS
 from mmgrpo.tasks import banking77
 
 FOLDER = paths.DATA / "posttraining"
@@ -24,7 +24,7 @@ MARKER = re.compile(r"\[\[ ## (\w+) ## \]\]")
 def made():
     """The lessons, and for each the signature, demonstrations and outputs that it was rendered from."""
     kept = []
-    original = posttraining._render
+    original = lessons._render
 
     def render(signature, demos, inputs, outputs):
         lesson = original(signature, demos, inputs, outputs)
@@ -32,8 +32,8 @@ def made():
         return lesson
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posttraining, "_render", render)
-        return lessons(seed=0), kept
+        patch.setattr(lessons, "_render", render)
+        return lessons.draw(seed=0), kept
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_lessons_of_a_sheet_are_neighbours_with_one_prompt_up_to_the_inputs(both
 def test_lessons_are_the_same_for_a_seed_and_differ_for_another(tmp_path):
     few = [json.dumps(row) for row in ROWS[::4]]
     (tmp_path / "few.jsonl").write_text("\n".join(few), encoding="utf-8")
-    assert lessons(tmp_path, seed=0) == lessons(tmp_path, seed=0)
-    assert lessons(tmp_path, seed=1)[0] != lessons(tmp_path, seed=0)[0]
+    assert lessons.draw(tmp_path, seed=0) == lessons.draw(tmp_path, seed=0)
+    assert lessons.draw(tmp_path, seed=1)[0] != lessons.draw(tmp_path, seed=0)[0]
 
 
 def test_prompts_are_chat_messages_that_end_with_the_user(both):
@@ -95,7 +95,7 @@ def test_reply_has_the_fields_in_the_order_of_the_prompt(rendered):
 def test_classification_prompts_offer_several_labels_with_the_right_one_anywhere(rendered):
     places, sizes = set(), set()
     for signature, _, outputs, _ in rendered:
-        (name,) = [n for n in signature.output_fields if n in posttraining.OUTPUT_NAMES] or [None]
+        (name,) = [n for n in signature.output_fields if n in lessons.OUTPUT_NAMES] or [None]
         if name is None:
             continue
         labels = get_args(signature.output_fields[name].annotation)
@@ -108,7 +108,7 @@ def test_classification_prompts_offer_several_labels_with_the_right_one_anywhere
 
 def test_no_demonstration_is_the_question_itself(rendered):
     for _, demos, _, lesson in rendered:
-        shown = [value for demo in demos for name, value in demo.items() if name in posttraining.INPUT_NAMES]
+        shown = [value for demo in demos for name, value in demo.items() if name in lessons.INPUT_NAMES]
         assert all(text not in lesson.prompt[-1]["content"] for text in shown)
 
 
@@ -146,7 +146,7 @@ def test_labels_are_shown_under_many_names_and_none_of_the_banks(rendered):
         label
         for signature, *_ in rendered
         for name, field in signature.output_fields.items()
-        if name in posttraining.OUTPUT_NAMES
+        if name in lessons.OUTPUT_NAMES
         for label in get_args(field.annotation)
     }
     assert len(offered) > 5 * len({row["label"] for row in ROWS if "label" in row})
@@ -156,7 +156,7 @@ def test_labels_are_shown_under_many_names_and_none_of_the_banks(rendered):
 def test_every_row_is_whole():
     for row in ROWS:
         if "lesson" in row:
-            assert row["lesson"] in posttraining.LESSON_INSTRUCTIONS
+            assert row["lesson"] in lessons.LESSON_INSTRUCTIONS
             assert row["inputs"] and row["outputs"]
             assert all(value not in ("", None) for value in row["outputs"].values())
         else:
