@@ -150,6 +150,13 @@ def test_zero_jobs_are_one_sentence(call):
     assert (code, err) == (2, "mmgrpo: 0 cells at a time were asked for: allowed is 1 or more.\n")
 
 
+def test_cells_that_would_share_a_gpu_are_refused(call):
+    code, _, err = call("grid", "--profile", "gpu", "--tasks", "banking77", "--jobs", "2")
+    assert code == 2 and err.startswith(
+        "mmgrpo: 2 cells at a time would share one GPU, and Qwen/Qwen3-0.6B takes a whole"
+    )
+
+
 def test_missing_ray_is_one_sentence(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, err = call("grid", "--profile", "smoke", "--ray", "local")

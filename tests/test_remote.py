@@ -40,6 +40,8 @@ class Server(ThreadingHTTPServer):
         if self.failures:
             self.failures -= 1
             return 503, {}
+        if path == "/v1/load_lora_adapter" and asked["lora_name"] in self.adapters:
+            return 400, {"message": f"The lora adapter '{asked['lora_name']}' has already been loaded."}
         if path == "/v1/load_lora_adapter" and self.takes_adapters:
             self.adapters[asked["lora_name"]] = self.folder / asked["lora_name"]
             shutil.copytree(asked["lora_path"], self.folder / asked["lora_name"], dirs_exist_ok=True)

@@ -37,7 +37,7 @@ def grid(profile: str = "laptop", tasks: str = "banking77", seeds: str = "", job
     from mmgrpo import grid as running
     from mmgrpo.policy import EMBEDDED
 
-    place = _place(jobs, ray)
+    place = _place(todo, jobs, ray)
     for model in {cell.model for cell in todo} & set(EMBEDDED):
         print(f"Embedded language model: {EMBEDDED[model]()}", flush=True)
     failures = running.run(todo, place)
@@ -111,13 +111,19 @@ def _cells(profile: str, wanted: str, seeds: str) -> list:
     return cells.expand(settings, cells.chosen_tasks(settings, wanted), cells.chosen_seeds(seeds))
 
 
-def _place(jobs: int, ray: str):
+def _place(todo: list, jobs: int, ray: str):
     if ray:
         from mmgrpo.cluster import Cluster
 
         return Cluster(ray)
     from mmgrpo.local import Local
+    from mmgrpo.plan import MODELS
 
+    if jobs > 1 and (big := [cell.model for cell in todo if MODELS[cell.model].gpus]):
+        raise UserError(
+            f"{jobs} cells at a time would share one GPU, and {big[0]} takes a whole one: run one at a time "
+            "(JOBS=1), or let Ray place them (`python -m mmgrpo grid --ray local`)."
+        )
     return Local(jobs)
 
 

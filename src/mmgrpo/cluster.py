@@ -72,9 +72,11 @@ class Cluster:
             refused.set_exception(UserError(f"no node of the Ray cluster has {wanted}"))
             return refused
         task = self._task.options(max_retries=3, name=cell.name, **wanted)
-        folders = {name: value for name, value in os.environ.items() if name.startswith("MMGRPO_")}
+        ours = {name: value for name, value in os.environ.items() if name.startswith("MMGRPO_")}
+        # Ray shows GPUs also to tasks that asked for none; they are those of other cells.
+        environment = ours if wanted.get("num_gpus") else ours | {"CUDA_VISIBLE_DEVICES": ""}
         outcome: Future[None] = Future()
-        reference = task.remote(self.command(cell), cell.folder, folders)
+        reference = task.remote(self.command(cell), cell.folder, environment)
         reference.future().add_done_callback(lambda done: _pass_on(done.exception(), outcome))
         return outcome
 

@@ -3,8 +3,8 @@
 PEFT's own layer multiplies by W, A and B in turn, then scales, casts and adds, each of which reads and writes the
 activations once more; on a CPU that costs more than the multiplications. Here the delta is added to the float32 weight
 first, as our sampler does when it merges (`policy/sampler.py`): the trainer then computes with the very weights that
-sampled, rounding included. The gradient of W is never formed. Where W itself is bf16 (a GPU), PEFT's layer stays: a
-small delta would vanish in the sum.
+sampled, rounding included. The gradient of W is never formed. Where W itself is bf16 (vLLM on a GPU), PEFT's layer stays:
+a small delta would vanish in the sum, and vLLM, too, keeps it apart.
 Legend of shapes: N tokens, I inputs, O outputs, R rank.
 """
 

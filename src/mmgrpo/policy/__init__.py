@@ -44,7 +44,7 @@ class Policy:
         self.precision = resolve_precision(settings.precision)
         self.seed = seed
         self.tokenizer = tokenizer
-        self._base = base  # float32 on a CPU; the sampler has its own weights in `precision`
+        self._base = base  # float32 but with vLLM on a GPU; the sampler has its own weights in `precision`
         self._trainable = None
         if sampler is None:
             own = copy_in(base, self.dtype)
@@ -118,7 +118,7 @@ class Policy:
 
     def save_adapter(self, folder: Path) -> Path:
         """Write the adapter (or one subfolder for each module's) as PEFT folders that transformers and vLLM load."""
-        self.trainable().save_pretrained(folder)
+        self.trainable().save_pretrained(folder, save_embedding_layers=False)  # else it asks the hub
         return folder
 
     def load_adapter(self, folder: Path) -> None:
@@ -149,7 +149,9 @@ def load(name: str, settings: PolicySettings, seed: int) -> Policy:
         raise UserError(f"Unknown model {name!r}; {nearest(name, names())}.")
     place, revision = (EMBEDDED[name](), None) if name in EMBEDDED else (name, HUB_REVISIONS[name])
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else DTYPES[resolve_precision(settings.precision)]
+    # Our sampler adds adapters to the weights; to bf16 weights, small ones would add nothing. vLLM keeps them apart.
+    apart = device != "cpu" and settings.sampler == "vllm"
+    dtype = DTYPES[resolve_precision(settings.precision)] if apart else torch.float32
     try:
         base = AutoModelForCausalLM.from_pretrained(place, revision=revision, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
@@ -178,7 +180,8 @@ def _vllm(name: str, place, revision, stop_ids: list[int], settings: PolicySetti
             "The profile's `policy` has `sampler: vllm`, and vLLM is not installed: install the extra `gpu` "
             "(`pip install -e '.[gpu]'`), or set `sampler: transformers`."
         )
-    dtype = DTYPES[resolve_precision(settings.precision)]
+    # On a GPU, vLLM's LoRA kernels take half precision alone.
+    dtype = torch.bfloat16 if torch.cuda.is_available() else DTYPES[resolve_precision(settings.precision)]
     return VLLMSampler(place, stop_ids, settings, dtype=dtype, revision=revision, seed=seed)
 
 

@@ -28,7 +28,7 @@ class AdapterFolders:
         old = self.folder / str(self._version)
         self._version += 1
         new = self.folder / str(self._version)
-        policy.save_pretrained(new)
+        policy.save_pretrained(new, save_embedding_layers=False)  # else it asks the hub each time
         self._current = {name: adapter_folder(new, name) for name in policy.peft_config}
         shutil.rmtree(old, ignore_errors=True)
 

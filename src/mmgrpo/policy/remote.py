@@ -1,9 +1,10 @@
 """Sampling from vLLM servers on other machines, through their OpenAI interface with token ids.
 
-`MMGRPO_VLLM_SERVERS` names them. Each is started like this, with the LoRA rank of the profile or more, and must see the
-cache folder (`MMGRPO_CACHE_DIR`) by the same path:
+`MMGRPO_VLLM_SERVERS` names them. Each is started like this, with the LoRA rank of the profile or more, room for an adapter
+of each training process (or it would load them over and over), and must see the cache folder (`MMGRPO_CACHE_DIR`) by the same
+path:
 
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-loras 4 --max-lora-rank 16 \
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-loras 8 --max-lora-rank 16 \
         --logprobs-mode processed_logprobs --generation-config vllm
 """
 
@@ -78,14 +79,14 @@ class RemoteSampler(Sampler):
         number, folder = adapter
         name = f"{self._adapters.folder.name}-{number}"  # servers may be shared with other runs
         if (server, name) not in self._loaded:
-            adapter = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
-            response = self._post(server, "/v1/load_lora_adapter", adapter)
+            response = self._post(server, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
             if response.status_code == 404:
                 raise UserError(
                     f"The vLLM server {server} takes no adapters: "
                     "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
                 )
-            self._check(response, server)
+            if "already been loaded" not in response.text:  # as one of several that did not start again says
+                self._check(response, server)
             self._loaded.add((server, name))
         return name
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import Popen
 
 import torch
 
 from mmgrpo.errors import UserError
 from mmgrpo.policy.adapter_folders import AdapterFolders
+from mmgrpo.policy.orphans import watcher_of
 from mmgrpo.policy.sampler import Completion, Sampler, SamplingRequest
 from mmgrpo.settings import PolicySettings
 
@@ -73,6 +75,7 @@ class VLLMSampler(Sampler):
         }
         self._engine = None  # started by the first call
         self._processes: list[BaseProcess] = []  # the engine's
+        self._watcher: Popen | None = None  # ends them when we are gone
         self._asleep = False
         self._adapters = AdapterFolders()
 
@@ -95,8 +98,13 @@ class VLLMSampler(Sampler):
     def sleep(self) -> None:
         """Give the GPU's memory to the trainer until the next call; the weights wait in main memory."""
         if self._engine is not None and self._gpu and not self._asleep:
-            self._engine.sleep(level=1)
-            self._asleep = True
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            try:
+                self._watched(self._engine.sleep, level=1)
+                self._asleep = True
+            except EngineDeadError:
+                self._engine = None  # the next call starts another
 
     def _answers(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
         adapters = [self._lora(request) for request in requests]
@@ -140,7 +148,7 @@ class VLLMSampler(Sampler):
             self._engine, self._asleep = self._start(), False
         elif self._asleep:
             torch.cuda.empty_cache()  # what the trainer keeps for reuse
-            self._engine.wake_up()
+            self._watched(self._engine.wake_up)
             self._asleep = False
         return self._engine
 
@@ -152,6 +160,7 @@ class VLLMSampler(Sampler):
         try:
             engine = LLM(**self._options)
             self._processes = [process for process in multiprocessing.active_children() if process not in others]
+            self._watcher = watcher_of([process.pid for process in self._processes])
             return engine
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
