@@ -135,7 +135,11 @@ def test_byte_order_mark_of_a_spreadsheet_is_no_part_of_the_first_column(folder)
             "text,category\nadd money,top_up\n",
             "banking77 has 1 test rows, the profile wants 2: lower its split sizes",
         ),
-        ("train.csv", "text,category\nhello,top_up\n", "banking77 has 1 training rows, the profile wants 3"),
+        (
+            "train.csv",
+            "text,category\nhello,top_up\n",
+            "banking77 has 1 training and validation rows, the profile wants 3",
+        ),
         ("categories.json", "lost_card, top_up", "categories.json can't be read as UTF-8 JSON"),
         ("categories.json", '{"lost_card": 0}', "categories.json is no list of labels"),
         ("categories.json", "[]", "categories.json is no list of labels"),

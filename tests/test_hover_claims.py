@@ -119,7 +119,7 @@ def test_hub_file_is_fetched_once_and_checked(monkeypatch, tmp_path):
         ([row(0, supporting_facts=[["", 1]])], "claim 0: a gold title is missing or empty"),
         ([row(0, supporting_facts=["Page"])], "claim 0: supporting_facts is no list of pairs"),
         ([row(0, supporting_facts=None)], "claim 0: supporting_facts is no list of pairs"),
-        ([row(0), row(1)], "hover has 0 training rows, the profile wants 4: lower its split sizes"),
+        ([row(0), row(1)], "hover has 0 training and validation rows, the profile wants 4: lower its split sizes"),
     ],
 )
 def test_damaged_file_is_refused_in_a_sentence(folder, content, sentence):

@@ -6,7 +6,7 @@ import re
 import pytest
 from papillon_setup import everything, load, local_task
 
-from mmgrpo import paths
+from mmgrpo import paths, profiles
 from mmgrpo.errors import UserError
 from mmgrpo.privacy import leaked
 from mmgrpo.settings import SplitSizes
@@ -14,6 +14,7 @@ from mmgrpo.tasks import papillon
 from mmgrpo.tasks.papillon import embedded, rows
 
 REAL = os.environ.get("MMGRPO_DATA_DIR")
+PUPA_QUERIES = 462  # of PUPA_New.csv, each counted once
 HEADER = "user_query,target_response,pii_units\n"
 pytestmark = pytest.mark.usefixtures("embedded_rows_and_no_api")
 
@@ -70,6 +71,13 @@ def test_splits_are_disjoint_steady_and_of_the_asked_for_sizes():
     assert all(set(row.inputs()) == {"user_query"} for row in one.train)
 
 
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_asks_for_no_more_rows_than_the_real_pupa_has(name):
+    if settings := profiles.load(name).tasks.get("papillon"):
+        sizes = settings.splits
+        assert max(sizes.train + sizes.valid, sizes.test) <= PUPA_QUERIES // 2
+
+
 def test_query_that_comes_again_is_kept_once_with_all_its_units(write):
     write(HEADER + "tell Ann,ok,ann||ANN||\nTell Ann,ok,<ann>||Bo\n" + "".join(f"q{n},t,u\n" for n in range(5)))
     assert [row.pii_units for row in everything(load()).values() if "Ann" in row.user_query] in ([["ann", "Bo"]], [])
@@ -92,7 +100,10 @@ def test_long_query_is_cut_and_units_of_the_rest_no_longer_count(write):
         (HEADER + "a,b,c\n  ,b,c\n", "line 3: user_query is empty. Remove the row."),
         (HEADER + "a,b\n", "line 2: pii_units is empty"),
         (HEADER + "a,b,||\n", "line 2: pii_units is empty"),
-        (HEADER + "a,b,c\nd,e,f\n", "papillon has 1 training rows, the profile wants 2: lower its split sizes"),
+        (
+            HEADER + "a,b,c\nd,e,f\n",
+            "papillon has 1 training and validation rows, the profile wants 2: lower its split sizes",
+        ),
     ],
     ids=range(8),
 )
@@ -127,7 +138,7 @@ def test_real_data_can_be_read_redacted_and_split_as_in_the_paper(monkeypatch):
     splits = load(111, 100, 221)
     found = everything(splits)
     assert (splits.source, len(found)) == ("local", 432)
-    assert len(rows.read(paths.local_data() / "pupa" / rows.HUB_FILE)) == 462
+    assert len(rows.read(paths.local_data() / "pupa" / rows.HUB_FILE)) == PUPA_QUERIES
     for row in found.values():
         assert row.pii_units and not leaked(row.pii_units, papillon.oracle(row).llm_request)
     assert found.keys().isdisjoint(row.user_query for row in rows.read(embedded.FILE))

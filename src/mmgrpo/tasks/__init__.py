@@ -116,7 +116,10 @@ def cut(train_side: Sequence[dspy.Example], test_side: Sequence[dspy.Example], s
     tested = {_normal(example) for example in test_side}
     train_side = [example for example in _unique(train_side) if _normal(example) not in tested]
     test_side = _unique(test_side)
-    for side, rows, wanted in (("training", train_side, sizes.train + sizes.valid), ("test", test_side, sizes.test)):
+    for side, rows, wanted in (
+        ("training and validation", train_side, sizes.train + sizes.valid),
+        ("test", test_side, sizes.test),
+    ):
         if len(rows) < wanted:
             raise UserError(f"{name} has {len(rows)} {side} rows, the profile wants {wanted}: lower its split sizes.")
     shuffled = []
