@@ -173,6 +173,15 @@ def test_lock_of_a_killed_process_is_free_at_once(tmp_path):
         pass
 
 
+def test_lock_is_given_back_while_a_forked_process_lives(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys, time; from mmgrpo.lock import only_one\n"
+        "with only_one('grid', pathlib.Path(sys.argv[1]), ''): child = os.fork() or time.sleep(60)\n"
+        "with only_one('grid', pathlib.Path(sys.argv[1]), ''): os.kill(child, signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+
+
 def test_process_of_a_cell_ends_when_the_grid_is_gone():
     code = (
         "from mmgrpo.notebook_run import end_with_parent; import time\n"

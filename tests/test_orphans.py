@@ -10,7 +10,9 @@ HOLDER = """
 import subprocess, sys, time
 from mmgrpo.policy.orphans import watcher_of
 engine = subprocess.Popen(["sleep", "600"])
-watcher = watcher_of([engine.pid])
+ended = subprocess.Popen(["true"])
+ended.wait()
+watcher = watcher_of([ended.pid, engine.pid])
 print(engine.pid, flush=True)
 time.sleep(600)
 """
@@ -25,11 +27,15 @@ def alive(pid):
 def test_engine_of_a_killed_process_ends():
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
     engine = int(holder.stdout.readline())
-    time.sleep(1)  # the watcher looks the engine up
-    assert alive(engine)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    deadline = time.monotonic() + 20
-    while alive(engine) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(engine)
+    try:
+        assert alive(engine)
+        holder.kill()
+        holder.wait()
+        deadline = time.monotonic() + 20
+        while alive(engine) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(engine)
+    finally:
+        holder.kill()
+        if alive(engine):
+            os.kill(engine, signal.SIGKILL)

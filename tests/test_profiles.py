@@ -166,6 +166,13 @@ def test_mistake_in_what_a_task_changes_is_found_when_the_profile_is_read(tmp_pa
         profiles.parse(changed(tmp_path, tasks={"banking77": {"splits": splits, "grpo": {"stepz": 3}}}))
 
 
+def test_step_that_takes_more_inputs_than_a_task_has_is_refused(tmp_path):
+    splits = {"source": "embedded", "train": 8, "valid": 8, "test": 8}
+    sentence = "^mine.yaml: a step of .* takes 9 inputs, and banking77 has 8 training examples: set `inputs` lower"
+    with pytest.raises(UserError, match=sentence):
+        profiles.parse(changed(tmp_path, tasks={"banking77": {"splits": splits, "grpo": {"inputs": 9}}}))
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "name: [", "just words"])
 def test_file_that_is_no_mapping_is_refused(tmp_path, text):
     file = tmp_path / "mine.yaml"

@@ -44,7 +44,7 @@ class Server(ThreadingHTTPServer):
             return 400, {"message": f"The lora adapter '{asked['lora_name']}' has already been loaded."}
         if path == "/v1/load_lora_adapter" and self.takes_adapters:
             self.adapters[asked["lora_name"]] = self.folder / asked["lora_name"]
-            shutil.copytree(asked["lora_path"], self.folder / asked["lora_name"], dirs_exist_ok=True)
+            shutil.copytree(asked["lora_path"], self.folder / asked["lora_name"])
             return 200, {}
         if path != "/v1/completions" or asked["model"] not in {"tiny", *self.adapters}:
             return 404, {"error": "not found"}
@@ -166,12 +166,17 @@ def test_server_that_stays_away_is_named(servers, tmp_path):
         gone.generate(requests())
 
 
-def test_server_that_was_started_again_gets_its_adapters_again(servers, tmp_path):
+@pytest.mark.parametrize("again", [(0,), (0, 1)], ids=["one", "all"])
+def test_server_that_was_started_again_gets_its_adapters_again(again, servers, tmp_path):
     sampler, policy = sampler_of(servers, tmp_path), with_lora(tiny_llama())
     sampler.follow(policy)
     before = sampler.generate(requests())
-    servers[0].adapters.clear()
+    for place in again:
+        (name,) = servers[place].adapters
+        shutil.rmtree(servers[place].adapters.pop(name))
     assert_same(sampler.generate(requests()), before)
+    loads = [[asked for asked in server.asked if "lora_name" in asked] for server in servers]
+    assert [len(loaded) for loaded in loads] == [1 + (place in again) for place in (0, 1)]
 
 
 def test_server_that_refuses_is_named_with_its_reason(servers, tmp_path):

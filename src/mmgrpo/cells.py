@@ -77,6 +77,11 @@ class Cell:
         return paths.NOTEBOOKS / NOTEBOOK_OF[self.strategy]
 
     @property
+    def trains(self) -> bool:
+        """Whether the strategy updates the policy's weights."""
+        return "grpo" in SETTINGS_OF[self.strategy]
+
+    @property
     def needs(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(self.profile, self.task, self.model, strategy, self.seed) for strategy in NEEDS.get(self.strategy, ())
@@ -95,7 +100,7 @@ class Cell:
         return {
             "splits": of_task.splits.model_dump(),
             "task": of_task.options,
-            "policy": profile.policy_for(self.task).model_dump(exclude=None if "grpo" in used else LORA),
+            "policy": profile.policy_for(self.task).model_dump(exclude=None if self.trains else LORA),
         } | {name: sections[name].model_dump() for name in used}
 
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ make the same number of passes. The adapters stay whole in each process.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -17,6 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
+
+
+def launched() -> int:
+    """How many processes `accelerate launch` started, before they know of each other; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -26,4 +26,7 @@ def only_one(work: str, folder: Path, setting: str) -> Iterator[None]:
                 f"Another {work} is running in {folder}: wait until it ends, or give this one a folder of its own "
                 f"with {setting}."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing the file leaves the lock to processes forked meanwhile

@@ -7,7 +7,6 @@ and demonstrations of the student's prompts included.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import dspy
 from dspy.teleprompt import Teleprompter
 
+from mmgrpo import distributed
 from mmgrpo.errors import UserError
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.rollout import Metric, own_lms
@@ -79,7 +79,7 @@ class MMGRPO(Teleprompter):
         lm = _policy_lm_behind(student)
         teachers = [] if teacher is None else [teacher] if isinstance(teacher, dspy.Module) else list(teacher)
         _check(student, teachers, trainset, self.settings)
-        if self.folder is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if self.folder is None and distributed.launched() > 1:
             raise UserError("Several processes train together: give MMGRPO a `folder` that all of them can reach.")
         recipe = Recipe(self.metric, self.level, self.settings, self.sampling, self.seed, self.report_to)
         folder = self.folder if self.folder is not None else Path(tempfile.mkdtemp(prefix="mmgrpo-"))

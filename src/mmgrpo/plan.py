@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from mmgrpo import paths, profiles, records, tasks
-from mmgrpo.cells import SETTINGS_OF, Cell, fingerprints
+from mmgrpo.cells import Cell, fingerprints
 from mmgrpo.errors import UserError
 from mmgrpo.policy import EMBEDDED, HUB_REVISIONS
 from mmgrpo.report import evidence, published
@@ -184,9 +184,8 @@ def _row(cells: list[Cell], found: Survey, fetched: set[str]) -> dict[str, objec
     seconds, source = found.expected(one)
     hours = len(left) * seconds / 3600
     calls = len(left) * program_runs(one) * api.calls if api is not None else 0
-    trains = "grpo" in SETTINGS_OF[one.strategy]
     # The paper trained with one GPU and sampled with another; here the two take turns on one.
-    gpus = PAPER_GPUS if trains and source.startswith("paper") else model.gpus
+    gpus = PAPER_GPUS if one.trains and source.startswith("paper") else model.gpus
     download = sum(size for name, size in _downloads(one).items() if left and name not in fetched)
     fetched.update(_downloads(one) if left else ())
     return {
@@ -195,7 +194,7 @@ def _row(cells: list[Cell], found: Survey, fetched: set[str]) -> dict[str, objec
         "GPU_hours": round(hours * gpus, 1), "API_calls": calls,
         "dollars": round(calls * api.dollars_per_call, 2) if api is not None else 0.0,
         "download_GB": round(download, 2),
-        "disk_GB": round(len(left) * (RECORD_GB + trains * CHECKPOINTS * model.adapter_gb), 2),
+        "disk_GB": round(len(left) * (RECORD_GB + one.trains * CHECKPOINTS * model.adapter_gb), 2),
     }  # fmt: skip
 
 

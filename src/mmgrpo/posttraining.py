@@ -63,7 +63,7 @@ def train_adapter(base: Path, target: Path, *, seed: int, batch: int, learning_r
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     use_tree_attention(model)
     train, _ = lessons.draw(seed=seed)
-    checkpoints = target.parent / "checkpoints" / f"{seed_of(seed, batch, learning_rate, train):x}"
+    checkpoints = target.parent / "checkpoints" / f"{seed_of(base, seed, batch, learning_rate, train):x}"
     trainer = ReplyTrainer(
         model=model,
         args=_arguments(checkpoints, seed, batch, learning_rate),

@@ -198,8 +198,7 @@ def _run_one(
         except ContextWindowExceededError as raised:
             outcome, error, reward = "interrupted", _sentence(raised), FAILURE_REWARD
         except Exception as raised:
-            if (found := user_error_in(raised)) is not None:
-                raise found from found.__cause__
+            _pass_on(raised)
             error = _sentence(raised)
             # A reply that didn't parse is the reason, whatever was raised: dspy.Parallel gives None for one.
             if unparsed := _unparsed(recorder.calls):
@@ -211,14 +210,19 @@ def _run_one(
                 judged = metric(job.example, prediction, None)
                 reward, details = _number(judged), _parts(judged)
             except Exception as raised:  # likewise the metric's
-                if (found := user_error_in(raised)) is not None:
-                    raise found from found.__cause__
+                _pass_on(raised)
                 outcome, error = "unscorable", _sentence(raised)
     if recorder.fault is not None:  # whatever program and metric made of it
         raise recorder.fault
     elsewhere = recorder.elsewhere if outcome == "completed" else ()
     name = example_id(job.example)
     return Trajectory(name, job.rollout, recorder.calls, reward, outcome, error, prediction, details, elsewhere)
+
+
+def _pass_on(error: BaseException) -> None:
+    """Raise the UserError that is in `error`, if any: it says what the user is to do, and fails no single run."""
+    if (found := user_error_in(error)) is not None:
+        raise found from found.__cause__
 
 
 def _unparsed(calls: Sequence[Call]) -> list[Call]:

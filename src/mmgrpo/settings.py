@@ -31,7 +31,7 @@ class PolicySettings(Settings):
     context: int = Field(8192, gt=0)  # tokens of prompt and completion together
     max_tokens: int = Field(512, gt=0)  # of one completion; our choice
     batch: int = Field(64, gt=0)  # calls generated together; our choice
-    sampler: Literal["transformers", "vllm"] = "transformers"  # what rollouts and evaluations are sampled with
+    sampler: Literal["transformers", "vllm"] = "transformers"  # of rollouts and evaluations; vLLM on a GPU: in bf16
     lora_rank: int = Field(16, gt=0)
     lora_alpha: int = Field(64, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # paper 0.05; zero, as one shared prefix has one forward pass

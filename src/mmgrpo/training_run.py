@@ -120,11 +120,11 @@ class TrainingRun:
         """Train from the last checkpoint; where training ended there, read what it came to."""
         checkpoint = checkpoints.last_good(self.folder)
         if checkpoint is not None and validation.ended(checkpoints.step_of(checkpoint), trainer.args.max_steps):
-            print(
-                f"{self.folder} holds this training, finished: it comes back as it was. Delete the folder to train anew."
-            )
+            if distributed.is_first():
+                print(f"{self.folder} holds this training, finished: it comes back. Delete the folder to train anew.")
             trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            self.policy.load_adapter(checkpoint)
+            if not self.valset:  # else the best adapter comes back, and not the last
+                self.policy.load_adapter(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 

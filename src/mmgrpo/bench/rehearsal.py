@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Qwen3Config
 
-from mmgrpo.bench.shapes import FIRST_WORD
+from mmgrpo.bench.shapes import FIRST_WORD, all_tokens
 from mmgrpo.objective import Row
 from mmgrpo.policy import Policy, embedded
 from mmgrpo.policy.sampler import SamplingRequest
@@ -118,7 +118,7 @@ def rehearse(policy: Policy, geometry: Geometry) -> Rehearsal:
         sampling_seconds=sampled[-1] - begun[-1],
         step_seconds=finished - begun[-1],
         sampled_tokens=sum(len(row.completion_ids) for row in rows),
-        trained_tokens=sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows),
+        trained_tokens=all_tokens(rows),
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan"),
     )
 

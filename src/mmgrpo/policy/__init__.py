@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mmgrpo import paths
+from mmgrpo import distributed, paths
 from mmgrpo.errors import UserError, nearest
 from mmgrpo.fused_lora import use_fused_lora
 from mmgrpo.policy import embedded
@@ -170,7 +170,7 @@ def _vllm(name: str, place, revision, stop_ids: list[int], settings: PolicySetti
         return None
     if servers := paths.servers():
         return RemoteSampler(servers, name, stop_ids, settings.batch, paths.cache() / "served")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if distributed.launched() > 1:
         raise UserError(
             "Several training processes can't share a vLLM engine of their own: start vLLM servers, as the top of "
             "mmgrpo/policy/remote.py says, and name them in MMGRPO_VLLM_SERVERS."

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 
 WATCHER = """
 import os, signal, sys
-held = [os.pidfd_open(int(pid)) for pid in sys.argv[1:]]  # no other process that gets the number is meant
+held = []
+for pid in sys.argv[1:]:
+    try:
+        held.append(os.pidfd_open(int(pid)))  # no other process that gets the number is meant
+    except ProcessLookupError:
+        pass
 sys.stdin.read()  # ends when the process that holds the other end does
 for process in held:
     try:

@@ -26,7 +26,7 @@ BACKOFF = (1.0, 4.0, 15.0, 60.0)  # seconds before each further attempt
 
 
 class AdapterLost(Exception):
-    """A server does not know an adapter that it was given: it was started again since."""
+    """The server at `args[0]` does not know an adapter that it was given: it was started again since."""
 
 
 class RemoteSampler(Sampler):
@@ -52,12 +52,13 @@ class RemoteSampler(Sampler):
         self._adapters.write(policy)
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
-        """Completions in the order of `requests`; a server that was started again is given its adapters again."""
-        try:
-            return self._answers(requests)
-        except AdapterLost:
-            self._loaded.clear()
-            return self._answers(requests)
+        """Completions in the order of `requests`; a server that was started again is given its adapters again, once."""
+        for _ in self.servers:
+            try:
+                return self._answers(requests)
+            except AdapterLost as lost:
+                self._loaded = {(server, name) for server, name in self._loaded if server != lost.args[0]}
+        return self._answers(requests)
 
     def _answers(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
         # Requests of one prompt go to one server, as far as all servers get equally many, for its prefix cache.
@@ -85,7 +86,7 @@ class RemoteSampler(Sampler):
                     f"The vLLM server {server} takes no adapters: "
                     "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora."
                 )
-            if "already been loaded" not in response.text:  # as one of several that did not start again says
+            if "already been loaded" not in response.text:  # by a request whose answer was lost
                 self._check(response, server)
             self._loaded.add((server, name))
         return name
@@ -105,7 +106,7 @@ class RemoteSampler(Sampler):
         }
         response = self._post(server, "/v1/completions", wanted)
         if response.status_code == 404 and model != self.model:
-            raise AdapterLost(model)
+            raise AdapterLost(server)
         self._check(response, server)
         choice = response.json()["choices"][0]
         ids = tuple(choice["token_ids"])

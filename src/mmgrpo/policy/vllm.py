@@ -144,12 +144,14 @@ class VLLMSampler(Sampler):
 
     def _awake(self):
         """The engine, started or woken where necessary."""
+        if self._engine is not None and not self._asleep:
+            return self._engine
+        torch.cuda.empty_cache()  # what the trainer keeps for reuse
         if self._engine is None:
-            self._engine, self._asleep = self._start(), False
-        elif self._asleep:
-            torch.cuda.empty_cache()  # what the trainer keeps for reuse
+            self._engine = self._start()
+        else:
             self._watched(self._engine.wake_up)
-            self._asleep = False
+        self._asleep = False
         return self._engine
 
     def _start(self):

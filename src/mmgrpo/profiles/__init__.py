@@ -50,7 +50,12 @@ def _parsed(name: str, text: str) -> Profile:
             profile.sampling_for(model)
             for task in profile.tasks:
                 for strategy in profile.strategies:
-                    profile.grpo_for(task, model, strategy)
+                    inputs, examples = profile.grpo_for(task, model, strategy).inputs, profile.tasks[task].splits.train
+                    if inputs > examples:
+                        raise UserError(
+                            f"{name}: a step of {strategy} takes {inputs} inputs, and {task} has {examples} training "
+                            "examples: set `inputs` lower or `splits.train` higher."
+                        )
         return profile
     except (ValidationError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{name}: {_first_problem(error)}") from None

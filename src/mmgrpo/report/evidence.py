@@ -10,6 +10,7 @@ from pathlib import Path
 from mmgrpo import paths
 from mmgrpo import records as files
 from mmgrpo.errors import UserError
+from mmgrpo.json_files import write_json
 from mmgrpo.records import Record
 from mmgrpo.report import names
 
@@ -42,7 +43,7 @@ def keep(profile: str) -> list[Path]:
         if source == "embedded" and notebook.exists():
             content = json.loads(notebook.read_text(encoding="utf-8"))
             content["metadata"].pop("papermill", None)  # names folders of this machine
-            written.append(files.write_json(content, target / notebook.name))
+            written.append(write_json(content, target / notebook.name))
     if not written:
         raise UserError(
             f"There are no records of the profile {profile} in {paths.results()}: run `make reproduce` first."

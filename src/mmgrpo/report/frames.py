@@ -119,7 +119,7 @@ def validation(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def by_kind(records: Sequence[Record]) -> dict[tuple[str, str, str], SeedScores]:
-    """(task, model, strategy) -> its scores by seed and example; raises UserError where examples differ."""
+    """(task, model, strategy) -> its scores by seed and example; raises UserError where examples or settings differ."""
     found: dict[tuple[str, str, str], list[Record]] = {}
     for record in sorted(records, key=_key):
         found.setdefault((record.task, record.model, record.strategy), []).append(record)

@@ -20,6 +20,7 @@ import numpy as np
 
 REPLICATES = 4000
 LEVEL = 95.0  # percent
+SEED = 0  # of all draws: the same records give the same intervals
 ROUNDING = 1e-9  # points; numbers that differ by less are equal
 
 HOLDS, FAILS, UNDECIDED, EQUAL = "holds", "does not hold", "undecided", "equal"
@@ -64,12 +65,12 @@ def mean_and_sd(scores: np.ndarray) -> tuple[float, float]:
     return float(by_seed.mean()), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
 
 
-def mean_interval(scores: np.ndarray, *, task: str = "", model: str = "", seed: int = 0) -> Interval:
+def mean_interval(scores: np.ndarray, *, task: str = "", model: str = "") -> Interval:
     """Interval of the mean score of a [S, E] array, in points; `task` and `model` choose the random stream."""
-    return _interval(mean_and_sd(scores)[0], 100 * _replicates(scores, task, model, seed))
+    return _interval(mean_and_sd(scores)[0], 100 * _replicates(scores, task, model))
 
 
-def gain(pairs: Sequence[Pair], *, seed: int = 0) -> Gain:
+def gain(pairs: Sequence[Pair]) -> Gain:
     """Gain of `new` over `base`, averaged over `pairs` with equal weight (the paper's average).
 
     Both sides of a pair get the same draws. An example that is unscorable on one side counts on neither.
@@ -78,10 +79,7 @@ def gain(pairs: Sequence[Pair], *, seed: int = 0) -> Gain:
     sides = [_scorable_on_both(pair) for pair in pairs]
     new, base = (np.mean([mean_and_sd(side[i])[0] for side in sides]) for i in (0, 1))
     drawn = np.mean(
-        [
-            [_replicates(side, pair.task, pair.model, seed) for side in both]
-            for pair, both in zip(pairs, sides, strict=True)
-        ],
+        [[_replicates(side, pair.task, pair.model) for side in both] for pair, both in zip(pairs, sides, strict=True)],
         axis=0,
     )
     drawn_new, drawn_base = 100 * drawn  # [2, R]
@@ -94,16 +92,14 @@ def gain(pairs: Sequence[Pair], *, seed: int = 0) -> Gain:
     return Gain(points, _interval(estimate, 100 * (drawn_new / drawn_base - 1)), found)
 
 
-def difference(
-    new: np.ndarray, base: np.ndarray, *, paired: bool, task: str = "", model: str = "", seed: int = 0
-) -> Interval:
+def difference(new: np.ndarray, base: np.ndarray, *, paired: bool, task: str = "", model: str = "") -> Interval:
     """Mean score of a [S, E] array less that of another study's, in points; each side has seeds of its own.
 
     `paired`: both were scored on the same examples, which are then drawn together. Unlike in `gain`, an example that
     is unscorable on one side counts on the other, as it does in the two means that are reported.
     """
-    drawn_new = _replicates(new, task, model, seed)
-    drawn_base = _replicates(base, task if paired else f"{task}, base", f"{model}, base", seed)
+    drawn_new = _replicates(new, task, model)
+    drawn_base = _replicates(base, task if paired else f"{task}, base", f"{model}, base")
     return _interval(mean_and_sd(new)[0] - mean_and_sd(base)[0], 100 * (drawn_new - drawn_base))
 
 
@@ -138,17 +134,17 @@ def _interval(estimate: float, replicates: np.ndarray) -> Interval:
     return Interval(float(estimate), float(low), float(high))
 
 
-def _replicates(scores: np.ndarray, task: str, model: str, seed: int) -> np.ndarray:
-    """Mean score of each replicate, [R]; reproducible from the task, the model and `seed`."""
+def _replicates(scores: np.ndarray, task: str, model: str) -> np.ndarray:
+    """Mean score of each replicate, [R]; reproducible from the task and the model."""
     seeds, examples = scores.shape
-    of_examples = _example_draws(task, examples, seed)
-    of_seeds = _draw_counts(np.random.default_rng([seed, *f"{task} {model}".encode()]), seeds)
+    of_examples = _example_draws(task, examples)
+    of_seeds = _draw_counts(np.random.default_rng([SEED, *f"{task} {model}".encode()]), seeds)
     return (of_seeds * _seed_means(scores, of_examples)).sum(axis=1) / seeds
 
 
 @lru_cache(maxsize=8)  # tasks; all of a task's cells share their draw
-def _example_draws(task: str, examples: int, seed: int) -> np.ndarray:
-    draws = _draw_counts(np.random.default_rng([seed, *task.encode()]), examples).astype(float)
+def _example_draws(task: str, examples: int) -> np.ndarray:
+    draws = _draw_counts(np.random.default_rng([SEED, *task.encode()]), examples).astype(float)
     draws.setflags(write=False)
     return draws
 
