@@ -15,6 +15,7 @@ from mmgrpo.errors import UserError
 from mmgrpo.logprobs import completion_logprobs
 from mmgrpo.policy import copy_in
 from mmgrpo.policy import sampler as sampler_module
+from mmgrpo.policy.key_values import _alike
 from mmgrpo.policy.sampler import SamplingRequest, TreeSampler
 
 STOPS = tuple(range(10, 20))  # a tenth of the vocabulary, so that both ends of a completion occur
@@ -136,6 +137,34 @@ def test_result_of_a_request_does_not_depend_on_its_batch():
     assert_same_completions(together, alone)
     for batch in (1, 4):
         assert_same_completions(sampler_of(tiny_llama(), batch).generate(requests), alone)
+
+
+def test_long_prompt_changes_nothing_for_short_ones_and_does_not_pad_them(monkeypatch):
+    trunk = random_ids(40, 0)
+    asked = [greedy(trunk + random_ids(length, length)) for length in (3, 5, 8, 64, 90, 500)]
+    sampler, read = sampler_of(tiny_llama()), []
+
+    def watched(memory, *given, decode=sampler._decode):
+        read.append([tuple(rests.keys.shape[2:4]) for rests in memory.rests])
+        return decode(memory, *given)
+
+    monkeypatch.setattr(sampler, "_decode", watched)
+    assert_same_completions(sampler.generate(asked), [sampler_of(tiny_llama()).generate([one])[0] for one in asked])
+    assert read[0] == [(1, 500), (2, 90), (3, 8)]
+    assert len(read[-1]) < len(read[0])
+
+
+@pytest.mark.parametrize(
+    "lengths, expected",
+    [
+        ([5], [[0]]),
+        ([1, 64, 30], [[1, 2, 0]]),
+        ([100, 51, 50, 49], [[0, 1, 2], [3]]),
+        ([10, 7000, 200, 110, 3400, 150], [[1], [4], [2, 5, 3], [0]]),
+    ],
+)
+def test_prompts_of_like_length_are_read_together(lengths, expected):
+    assert [group.tolist() for group in _alike(np.array(lengths))] == expected
 
 
 @pytest.mark.parametrize("right", [0, 1, 2, 99])

@@ -50,7 +50,7 @@ class Prefilled:
             self.keys[:, :, :, : self.start], self.values[:, :, :, : self.start] = known.keys, known.values
 
     def stem(self) -> Stem:
-        """A copy of what all rows have in common."""
+        """A copy of what all rows have in common, which outlives the rest."""
         length = self.tree.stem
         tokens = tuple(self.tree.tokens[:length].tolist())
         return Stem(tokens, self.keys[:, :, :, :length].clone(), self.values[:, :, :, :length].clone())
@@ -76,23 +76,17 @@ class Rows:
     query attends to the three parts apart, and their results are combined by their log-sum-exps.
     """
 
-    def __init__(self, prefilled: Prefilled, tree: PrefixTree, room: int):
-        device = prefilled.keys.device
-        stem = tree.stem
-        ends, self.prompt = np.unique([path[-1] for path in tree.paths], return_inverse=True)  # [R] each row's prompt
-        rests = {path[-1]: path[stem:] for path in tree.paths}
-        longest = max(len(rest) for rest in rests.values())
-        nodes = np.zeros((len(ends), longest), np.int64)
-        inside = np.zeros((len(ends), longest), bool)
-        for place, end in enumerate(ends):
-            nodes[place, : len(rests[end])] = rests[end]
-            inside[place, : len(rests[end])] = True
-        gather = torch.from_numpy(nodes).to(device)
-        self.stem_keys = prefilled.keys[:, 0, :, :stem]  # [L, J, S, E]
-        self.stem_values = prefilled.values[:, 0, :, :stem]
-        self.rest_keys = prefilled.keys[:, 0][:, :, gather].transpose(1, 2).contiguous()  # [L, P, J, longest, E]
-        self.rest_values = prefilled.values[:, 0][:, :, gather].transpose(1, 2).contiguous()
-        self.rest_bias = additive(torch.from_numpy(inside).to(device), prefilled.keys.dtype)[:, None, None]
+    def __init__(self, prefilled: Prefilled, stem: Stem, room: int):
+        device, tree = prefilled.keys.device, prefilled.tree
+        self.stem_keys, self.stem_values = stem.keys[:, 0], stem.values[:, 0]  # [L, J, S, E]
+        ends, prompt = np.unique([path[-1] for path in tree.paths], return_inverse=True)  # [R] each row's prompt
+        rests = {path[-1]: path[tree.stem :] for path in tree.paths}
+        alike = _alike(np.array([len(rests[end]) for end in ends]))
+        self.rests = [_Rests(prefilled, [rests[ends[prompt]] for prompt in group]) for group in alike]
+        self.group, self.prompt = np.empty_like(prompt), np.empty_like(prompt)  # [R] place of each row's prompt
+        for number, group in enumerate(alike):
+            for place, same in enumerate(group):
+                self.group[prompt == same], self.prompt[prompt == same] = number, place
         layers, _, heads, _, size = prefilled.keys.shape
         room = math.ceil(room / CHUNK) * CHUNK
         # Zeros, as what is not yet written is read too, with no weight.
@@ -108,11 +102,13 @@ class Rows:
         chosen = torch.tensor(places, device=self.tail_keys.device)
         self.lengths = self.lengths[places]
         self.tail_keys, self.tail_values = self.tail_keys[:, :, chosen], self.tail_values[:, :, chosen]
-        used, self.prompt = np.unique(self.prompt[places], return_inverse=True)
-        if len(used) < len(self.rest_bias):
-            left = torch.from_numpy(used).to(chosen.device)
-            self.rest_keys, self.rest_values = self.rest_keys[:, left], self.rest_values[:, left]
-            self.rest_bias = self.rest_bias[left]
+        groups, self.group = np.unique(self.group[places], return_inverse=True)
+        self.prompt = self.prompt[places]
+        self.rests = [self.rests[group] for group in groups]
+        for number, rests in enumerate(self.rests):
+            mine = self.group == number
+            used, self.prompt[mine] = np.unique(self.prompt[mine], return_inverse=True)
+            rests.keep(used)
 
     def advance(self, made: Sequence[int], fresh: Sequence[int]) -> Tensor:
         """Begin a pass: row r keeps the first `made[r]` of its own tokens, and `fresh[r]` follow; positions [T]."""
@@ -120,10 +116,12 @@ class Rows:
         row = np.repeat(np.arange(len(made)), fresh)
         place = np.concatenate([np.arange(m, m + f) for m, f in zip(made, fresh, strict=True)])
         self._fresh = torch.from_numpy(row * self.tail_keys.shape[3] + place).to(device)  # [T] of rows end to end
-        self._by_prompt, self._by_row = _Slots(self.prompt[row], device), _Slots(row, device)
+        self._by_prompt = _Slots(self.prompt[row], self.group[row], device)
+        self._by_row = _Slots(row, np.zeros_like(row), device)
         # In whole chunks, so that a row's scores are summed in the same order however long its neighbours are.
         self._used = math.ceil((place.max() + 1) / CHUNK) * CHUNK
-        last = torch.from_numpy(place).to(device)[self._by_row.slots].repeat_interleave(self._shared, dim=1)
+        (slots,) = self._by_row.slots
+        last = torch.from_numpy(place).to(device)[slots].repeat_interleave(self._shared, dim=1)
         seen = torch.arange(self._used, device=device) <= last[:, None, :, None]
         self._tail_bias = additive(seen, self.tail_keys.dtype)  # [R, 1, most fresh of a row x shared, used]
         return torch.from_numpy(self.lengths[row] + place).to(device)
@@ -137,11 +135,10 @@ class Rows:
         by_token = (
             query[0].transpose(0, 1).reshape(tokens, groups, heads // groups, size)
         )  # heads of a group are neighbours
-        rest_keys, rest_values = self.rest_keys[layer], self.rest_values[layer]
         keys, values = (tail[layer].transpose(0, 1)[:, :, : self._used] for tail in (self.tail_keys, self.tail_values))
         parts = [
-            self._by_prompt.attention(by_token, rest_keys, rest_values, self.rest_bias, scaling),
-            self._by_row.attention(by_token, keys, values, self._tail_bias, scaling),
+            self._by_prompt.attention(by_token, [rests.layer(layer) for rests in self.rests], scaling),
+            self._by_row.attention(by_token, [(keys, values, self._tail_bias)], scaling),
         ]
         if self.stem_keys.shape[2]:
             parts.append(self._stem(layer, by_token, scaling))
@@ -157,30 +154,92 @@ class Rows:
         )
 
 
+class _Rests:
+    """What some distinct prompts of like length have behind the stem, padded to the longest of them."""
+
+    def __init__(self, prefilled: Prefilled, paths: list[np.ndarray]):
+        device = prefilled.keys.device
+        nodes = np.zeros((len(paths), max(map(len, paths))), np.int64)
+        inside = np.zeros(nodes.shape, bool)
+        for place, path in enumerate(paths):
+            nodes[place, : len(path)] = path
+            inside[place, : len(path)] = True
+        gather = torch.from_numpy(nodes).to(device)
+        self.keys, self.values = (
+            prefilled.keys[:, 0][:, :, gather],
+            prefilled.values[:, 0][:, :, gather],
+        )  # [L, J, P, K, E]
+        self.bias = additive(torch.from_numpy(inside).to(device), prefilled.keys.dtype)[:, None, None]  # [P, 1, 1, K]
+
+    def keep(self, places: np.ndarray) -> None:
+        """Let all prompts but those at `places` go."""
+        if len(places) < len(self.bias):
+            chosen = torch.from_numpy(places).to(self.bias.device)
+            self.keys, self.values = self.keys[:, :, chosen], self.values[:, :, chosen]
+            self.bias = self.bias[chosen]
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [P, J, K, E] and what is added to the scores [P, 1, 1, K]."""
+        return self.keys[layer].transpose(0, 1), self.values[layer].transpose(0, 1), self.bias
+
+
+def _alike(lengths: np.ndarray) -> list[np.ndarray]:
+    """Numbers of prompts by like length: padded to the longest of its group, none becomes more than twice as long.
+
+    One query of thousands of tokens would otherwise be paid for by all prompts of the batch. What is up to a chunk
+    long is alike.
+    """
+    groups: list[list[int]] = []
+    for number in np.argsort(-lengths, kind="stable"):
+        longest = lengths[groups[-1][0]] if groups else math.inf
+        if 2 * lengths[number] < longest and longest > CHUNK:
+            groups.append([])
+        groups[-1].append(int(number))
+    return [np.array(group) for group in groups]
+
+
 class _Slots:
-    """Tokens laid out by what they read together, their prompt or their row: B of these, most tokens of one M."""
+    """Tokens laid out by what they read together, their prompt or their row.
 
-    def __init__(self, read: np.ndarray, device: torch.device):
-        counts = np.bincount(read)
-        order = np.argsort(read, kind="stable")
-        within = np.empty(len(read), np.int64)
-        within[order] = np.concatenate([np.arange(count) for count in counts])
-        slots = np.zeros((len(counts), counts.max()), np.int64)  # an unused slot repeats token 0, to no effect
-        slots[read, within] = np.arange(len(read))
-        self.slots = torch.from_numpy(slots).to(device)  # [B, M] the tokens' numbers
-        self._places = torch.from_numpy(read * slots.shape[1] + within).to(device)  # [T] the way back
+    Token t reads number `read[t]` of group `group[t]`. A group has B things to read, with most tokens of one M.
+    """
 
-    def attention(self, by_token: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float):
-        """by_token [T, J, H / J, E], key and value [B, J, K, E], bias [B, 1, 1 or M x H / J, K] -> as `by_token`."""
+    def __init__(self, read: np.ndarray, group: np.ndarray, device: torch.device):
+        self.slots: list[Tensor] = []  # of each group [B, M] the tokens' numbers
+        places, before = np.empty(len(read), np.int64), 0
+        for number in range(group.max() + 1):
+            mine = np.flatnonzero(group == number)
+            counts = np.bincount(read[mine])
+            order = np.argsort(read[mine], kind="stable")
+            within = np.empty(len(mine), np.int64)
+            within[order] = np.concatenate([np.arange(count) for count in counts])
+            slots = np.zeros((len(counts), counts.max()), np.int64)  # an unused slot repeats token 0, to no effect
+            slots[read[mine], within] = mine
+            places[mine] = before + read[mine] * slots.shape[1] + within
+            before += slots.size
+            self.slots.append(torch.from_numpy(slots).to(device))
+        self._places = torch.from_numpy(places).to(device)  # [T] the way back
+
+    def attention(self, by_token: Tensor, parts: Sequence[tuple[Tensor, Tensor, Tensor]], scaling: float):
+        """by_token [T, J, H / J, E]; of each group key and value [B, J, K, E] and bias [B, 1, 1 or M x H / J, K].
+
+        Returns what `_attention` does, laid out as `by_token`.
+        """
+        outs, weights = zip(
+            *(self._of_group(by_token, slots, *part, scaling) for slots, part in zip(self.slots, parts, strict=True)),
+            strict=True,
+        )
+        return torch.cat(outs).index_select(0, self._places), torch.cat(weights).index_select(0, self._places)
+
+    @staticmethod
+    def _of_group(by_token: Tensor, slots: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float):
         _, groups, shared, size = by_token.shape
-        blocks, most = self.slots.shape
-        by_slot = by_token.index_select(0, self.slots.flatten()).unflatten(0, (blocks, most))
+        blocks, most = slots.shape
+        by_slot = by_token.index_select(0, slots.flatten()).unflatten(0, (blocks, most))
         folded = by_slot.transpose(1, 2).reshape(blocks, groups, most * shared, size)
-        bias = bias.expand(-1, groups, most * shared, -1)
-        out, weight = _attention(folded, key, value, bias, scaling)
+        out, weight = _attention(folded, key, value, bias.expand(-1, groups, most * shared, -1), scaling)
         out = out.reshape(blocks, groups, most, shared, size).transpose(1, 2).flatten(0, 1)
-        weight = weight.reshape(blocks, groups, most, shared).transpose(1, 2).flatten(0, 1)
-        return out.index_select(0, self._places), weight.index_select(0, self._places)
+        return out, weight.reshape(blocks, groups, most, shared).transpose(1, 2).flatten(0, 1)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:

@@ -138,8 +138,7 @@ class TreeSampler(Sampler):
     def _generate_batch(self, requests: list[SamplingRequest]) -> list[Completion]:
         rows = [_Row(request) for request in requests]
         tree = prefix_tree.build([request.prompt_ids for request in requests])
-        prefilled, logits = self._prefill(tree)
-        memory = Rows(prefilled, tree, max(request.max_tokens for request in requests))
+        memory, logits = self._prefill(tree, max(request.max_tokens for request in requests))
         live, guesses = rows, [[] for _ in rows]
         while True:
             self._grow(live, guesses, logits)
@@ -174,8 +173,8 @@ class TreeSampler(Sampler):
         # A token has at least one byte: the marker is in the text of the last few, with room for a cut character.
         return stop is not None and stop in self._decode_text(ids[-len(stop) - 4 :])
 
-    def _prefill(self, tree: PrefixTree) -> tuple[Prefilled, Tensor]:
-        """Run the tree's nodes in depth-first blocks; keys and values of all nodes, and [rows, V] logits at row ends."""
+    def _prefill(self, tree: PrefixTree, room: int) -> tuple[Rows, Tensor]:
+        """Run the tree's nodes in depth-first blocks; rows with room for so many tokens, and [rows, V] logits at row ends."""
         device = self.model.device
         memory = Prefilled(self.model.config, tree, self.model.dtype, device, self._known(tree))
         ends = np.array([path[-1] for path in tree.paths])
@@ -192,8 +191,9 @@ class TreeSampler(Sampler):
             if logits is None:
                 logits = torch.empty(len(ends), out.shape[-1], dtype=torch.float32, device=device)
             logits[torch.from_numpy(here).to(device)] = out.float()
-        self._remember(memory.stem())
-        return memory, logits
+        stem = memory.stem()
+        self._remember(stem)
+        return Rows(memory, stem, room), logits
 
     def _known(self, tree: PrefixTree) -> Stem | None:
         """What an earlier prefill computed of this tree's stem."""
