@@ -127,7 +127,7 @@ def test_packs_partition_the_rows_within_the_budget(rows, budget):
     packs = pack(rows, budget)
     assert sorted(index for some in packs for index in some) == list(range(len(rows)))
     for some in packs:
-        assert len(build([rows[index] for index in some])) <= budget or len(some) == 1
+        assert len(build([rows[index] for index in some])) <= max(budget, 2 * len(rows[some[0]]))
 
 
 @PROPERTY
@@ -138,9 +138,14 @@ def test_pack_ends_only_where_the_next_row_does_not_fit(rows, budget):
         assert len(build([rows[index] for index in [*some, following[0]]])) > budget
 
 
-@pytest.mark.parametrize(
-    ("budget", "expected"), [(5, [[1, 3, 0, 2]]), (4, [[1, 3, 0], [2]]), (1, [[1], [3], [0], [2]])]
-)
+@pytest.mark.parametrize(("budget", "expected"), [(5, [[1, 3, 0, 2]]), (4, [[1, 3, 0], [2]]), (1, [[1, 3, 0], [2]])])
 def test_packs_keep_neighbours_together_by_hand(budget, expected):
     rows = [[1, 2, 4], [1, 2], [7], [1, 2, 3]]  # five prefixes: 1, 12, 124, 123, 7
     assert pack(rows, budget) == expected
+
+
+def test_prompt_that_fills_the_budget_is_computed_once_for_its_completions():
+    prompt, other = list(range(100)), list(range(200, 300))
+    rows = [prompt + [1000 + number] * 5 for number in range(12)]
+    assert pack([*rows, other], 104) == [list(range(12)), [12]]
+    assert pack([row + other for row in rows], 104) == [[number] for number in range(12)]  # each adds what it shares

@@ -100,15 +100,18 @@ def build(rows: Sequence[Sequence[int]]) -> PrefixTree:
 def pack(rows: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
     """Split rows (by index) into packs whose tries have at most `budget` nodes, neighbours in the trie together.
 
-    A row longer than the budget is a pack of its own.
+    A row that shares more than it adds may take its pack beyond the budget, to twice the length of the pack's first row
+    at most: the completions of a prompt that all but fills a budget would else compute that prompt again each.
     """
     order = sorted(range(len(rows)), key=lambda index: rows[index])
     packs: list[list[int]] = []
     used = 0
     for place, index in enumerate(order):
         row = rows[index]
-        extra = len(row) - (common_prefix(row, rows[order[place - 1]]) if place else 0)
-        if not packs or used + extra > budget:
+        shared = common_prefix(row, rows[order[place - 1]]) if place else 0
+        extra = len(row) - shared
+        most = max(budget, 2 * len(rows[packs[-1][0]])) if extra < shared else budget
+        if not packs or used + extra > most:
             packs.append([])
             used, extra = 0, len(row)
         packs[-1].append(index)

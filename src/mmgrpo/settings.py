@@ -76,7 +76,7 @@ class GRPOSettings(Settings):
     validate_every: int = Field(50, gt=0)  # steps; our choice
     save_every: int = Field(10, gt=0)  # steps between checkpoints, all that a kill can cost; our choice
     patience: int | None = Field(None, gt=0)  # stop after so many validations in a row without a better score
-    token_budget: int = Field(4096, gt=0)  # distinct tokens of one forward pass; our choice
+    token_budget: int = Field(4096, gt=0)  # distinct tokens of one forward pass, long prompts aside; our choice
 
     @model_validator(mode="after")
     def _group_fits(self) -> GRPOSettings:
