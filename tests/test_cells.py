@@ -1,5 +1,6 @@
 """Cells: their order, what their fingerprint depends on, and sentences for names that don't exist."""
 
+import os
 import shutil
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_record_is_told_the_settings_of_its_strategy():
 
 
 def test_fingerprints_of_many_cells_are_those_of_each(monkeypatch, tmp_path):
-    (tmp_path / "rows.csv").write_text("1")
+    local_rows(tmp_path, "1")
     monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path))
     todo = [cell(strategy, seed=seed) for strategy in cells.NOTEBOOK_OF for seed in (0, 1)]
     found = cells.fingerprints(todo)
@@ -170,13 +171,36 @@ def test_the_library_is_the_same_whatever_records_are_committed(tmp_path, monkey
     assert hash_with("banking77/more.json") != before
 
 
-def test_fingerprint_changes_with_the_data_folder(monkeypatch, tmp_path):
+def test_fingerprint_changes_with_the_rows_of_its_task_below_the_data_folder(monkeypatch, tmp_path):
     before = cell().fingerprint()
-    (tmp_path / "rows.csv").write_text("1")
-    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path))
+    file = local_rows(tmp_path / "data", "1")
+    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path / "data"))
     first = cell().fingerprint()
-    (tmp_path / "rows.csv").write_text("1, 2")
+    file.write_text("2")
     assert len({before, first, cell().fingerprint()}) == 3
+
+
+def test_fingerprint_is_the_same_for_a_copy_of_the_data_and_whatever_other_tasks_have(monkeypatch, tmp_path):
+    file = local_rows(tmp_path / "data", "1")
+    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path / "data"))
+    before = cell().fingerprint()
+    os.utime(file, (0, 0))
+    assert cell().fingerprint() == before
+    copy = local_rows(tmp_path / "copy", "1")
+    os.utime(copy, (1, 1))
+    (tmp_path / "copy" / "README.md").write_text("Of all tasks.")
+    (tmp_path / "copy" / "pupa").mkdir()
+    (tmp_path / "copy" / "pupa" / "PUPA_New.csv").write_text("3")
+    monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path / "copy"))
+    assert cell().fingerprint() == before
+
+
+def local_rows(folder, text):
+    """A file of Banking77 below a data folder."""
+    file = folder / "banking77" / "train.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    return file
 
 
 def test_outputs_of_a_notebook_are_no_part_of_the_library(tmp_path):

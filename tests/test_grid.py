@@ -198,14 +198,14 @@ def test_process_of_a_cell_ends_when_the_grid_is_gone():
 
 def test_thousands_of_finished_cells_are_skipped_after_one_look_at_each(monkeypatch, tmp_path):
     """Counts, as seconds depend on the machine; 10,000 small records took a second on one core."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "rows.csv").write_text("1")
+    (tmp_path / "data" / "banking77").mkdir(parents=True)
+    (tmp_path / "data" / "banking77" / "train.csv").write_text("1")
     monkeypatch.setenv("MMGRPO_DATA_DIR", str(tmp_path / "data"))
     listed = todo(("vanilla", "prompt_optimization", "module_grpo", "composition"), seeds=tuple(range(50)))
     for cell in listed:
         made = cheap_cell.record(notes={"cell": cell.fingerprint()})
         records.write(made, cell.record)
-    looked = {"profiles": 0, "notebooks": 0, "walks": 0, "records": 0}
+    looked = {"profiles": 0, "notebooks": 0, "walks": 0, "data": 0, "records": 0}
 
     def count(what, place, name):
         original = getattr(place, name)
@@ -217,12 +217,14 @@ def test_thousands_of_finished_cells_are_skipped_after_one_look_at_each(monkeypa
         monkeypatch.setattr(place, name, counted)
 
     cells._code_hash.cache_clear()
+    cells._content_hash.cache_clear()
     count("profiles", profiles, "load")
     count("notebooks", cells, "_code")
     count("walks", cells, "local_files")
+    count("data", cells, "sha256_of")
     count("records", records, "read")
     assert grid.run(listed, Local(command=never)) == []
-    assert looked == {"profiles": 1, "notebooks": 4, "walks": 1, "records": len(listed)}
+    assert looked == {"profiles": 1, "notebooks": 4, "walks": 1, "data": 1, "records": len(listed)}
 
 
 def never(cell):

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmgrpo import paths, policy, profiles, tasks
 from mmgrpo.errors import UserError, nearest
+from mmgrpo.hashing import sha256_of
 from mmgrpo.library import library_hash
 from mmgrpo.settings import Profile
 
@@ -111,15 +112,15 @@ class Cell:
 def fingerprints(todo: Iterable[Cell]) -> dict[Cell, str]:
     """Hash of all that each cell's record depends on: settings, library, notebook, data, adapter and the cells it needs.
 
-    Profiles, notebooks and the names of local data files are read once for all of `todo`.
+    Profiles, notebooks and the tasks' local data files are read once for all of `todo`.
     """
-    data, load = _hash(local_files()), cache(profiles.load)
+    data, load = cache(local_files), cache(profiles.load)
 
     @cache
     def without_seed(one: Cell) -> str:
         return _hash(
             [one.task, one.model, one.strategy, one.settings(load(one.profile))]
-            + [library_hash(), code_hash(one.notebook), data]
+            + [library_hash(), code_hash(one.notebook), data(one.task)]
         )
 
     @cache
@@ -184,11 +185,18 @@ def _listed(wanted: str) -> list[str]:
     return [part.strip() for part in wanted.split(",") if part.strip()]
 
 
-def local_files() -> list[tuple[str, int, int]]:
-    """Name, size and time of the files below MMGRPO_DATA_DIR: another version of them is other data."""
-    folder = paths.local_data()
-    files = [] if folder is None else sorted(file for file in folder.rglob("*") if file.is_file())
-    return [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+def local_files(task: str) -> list[tuple[str, str]]:
+    """Name and SHA256 of a task's files below MMGRPO_DATA_DIR: a copy of them is the same data, another version isn't."""
+    if paths.local_data() is None:
+        return []
+    folder = paths.local_data() / tasks.get(task).folder
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [(str(f.relative_to(folder)), _content_hash(f, f.stat().st_mtime_ns, f.stat().st_size)) for f in files]
+
+
+@cache
+def _content_hash(file: Path, *_: int) -> str:
+    return sha256_of(file)
 
 
 def code_hash(notebook: Path) -> str:

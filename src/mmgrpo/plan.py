@@ -228,8 +228,8 @@ def missing(todo: Sequence[Cell]) -> list[str]:
         for key in api.keys if api is not None else ():
             if not os.environ.get(key):
                 lacks.append(f"{name} asks a paid API whose key is not in the environment: set {key}.")
-        if source == "local" and not (paths.local_data() / (what.folder or name)).is_dir():
-            lacks.append(f"MMGRPO_DATA_DIR has no folder {what.folder or name}: see data/README.md, or unset it.")
+        if source == "local" and not (paths.local_data() / what.folder).is_dir():
+            lacks.append(f"MMGRPO_DATA_DIR has no folder {what.folder}: see data/README.md, or unset it.")
         elif source == "hub" and offline:
             lacks.append(
                 f"{name} takes its rows from the hub and HF_HUB_OFFLINE is set: unset it, or set MMGRPO_DATA_DIR."

@@ -73,9 +73,9 @@ class Task:
     paper_sizes: tuple[int, int]  # training and evaluation examples in the paper
     citation: str
     licence: str
+    folder: str  # of its files below MMGRPO_DATA_DIR
     spending: Callable[[], dict[str, dict[str, float]]] = dict  # so far, of each paid API by role, as `ApiModel.spent`
     api: Api | None = None
-    folder: str = ""  # of its files below MMGRPO_DATA_DIR, where that isn't its name
     lacking: Callable[[str], str | None] = lambda source: None  # what rows of a source need that isn't here, a sentence
     private: Callable[[dspy.Example], Sequence[str]] = lambda example: ()  # texts of an example that few may see
 

@@ -131,4 +131,5 @@ def task(options: Options) -> Task:
         paper_sizes=(250, 500),
         citation="Casanueva et al. 2020, Efficient Intent Detection with Dual Sentence Encoders, arXiv 2003.04807",
         licence="CC-BY-4.0 (real rows), Apache-2.0 (embedded rows)",
+        folder="banking77",
     )

@@ -136,6 +136,7 @@ def task(options: Options) -> Task:
         paper_sizes=(500, 500),
         citation="Jiang et al. 2020, HoVer: A Dataset for Many-Hop Fact Extraction And Claim Verification, arXiv 2011.03088",
         licence="CC-BY-SA-4.0 (real claims and abstracts), Apache-2.0 (embedded)",
+        folder="hover",
         lacking=lambda source: (
             None if source == "embedded" or options.colbert_url else abstracts.lacking(options.abstracts_sha256)
         ),

@@ -81,8 +81,8 @@ def task(options: Options) -> Task:
         citation="Li et al. 2025, PAPILLON: Privacy Preservation from Internet-based and Local Language Model Ensembles, "
         "NAACL 2025",
         licence="MIT (real rows), Apache-2.0 (embedded rows)",
-        api=api(options),
         folder=FOLDER,
+        api=api(options),
         private=lambda example: example.pii_units,
         spending=spending,
     )
