@@ -114,6 +114,18 @@ def test_damaged_record_is_set_aside_and_its_cell_runs_again(capsys):
     assert "can't be read" in capsys.readouterr().out
 
 
+def test_outdated_records_are_announced_and_kept(capsys):
+    listed = todo()
+    run(listed)
+    assert "record.outdated" not in capsys.readouterr().out
+    for cell in listed[1:]:
+        records.write(cheap_cell.record(notes={"cell": "of another library"}), cell.record)
+    assert run(listed) == []
+    assert "Of 2 cells the record was made with other code, settings or data: they run again" in capsys.readouterr().out
+    assert [cell.record.with_suffix(".outdated").exists() for cell in listed] == [False, True, True]
+    assert [len(starts(cell)) for cell in listed] == [1, 2, 2]
+
+
 def test_zero_jobs_are_refused():
     with pytest.raises(UserError, match="0 cells at a time were asked for: allowed is 1 or more"):
         Local(0)

@@ -51,6 +51,12 @@ def run(todo: Sequence[Cell], place: Place | None = None) -> list[Failure]:
             os.replace(cell.record, cell.record.with_suffix(".damaged"))
             print(f"{reason} It was set aside.", flush=True)
         waiting = [cell for cell in todo if cell not in found.finished]
+        if outdated := sum(cell.record.exists() for cell in waiting):
+            print(
+                f"Of {outdated} cells the record was made with other code, settings or data: they run again, and it is "
+                "kept as record.outdated beside the new one.",
+                flush=True,
+            )
         with Local() if place is None else place as there, Progress(len(waiting)) as progress:
             schedule = _Schedule(waiting, found, there, progress)
             progress.say(
