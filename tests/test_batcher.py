@@ -153,6 +153,29 @@ def test_calls_outside_a_rollout_wait_a_moment_for_company(monkeypatch):
     assert generator.batches == [[1, 2, 3]]
 
 
+def test_calls_outside_a_rollout_wait_for_those_that_are_expected():
+    generator = Generator()
+    batcher = Batcher(generator)
+    batcher.expect(2)
+    early = start(lambda: batcher.ask(1))
+    time.sleep(5 * batcher_module.QUIET_SECONDS)
+    assert generator.batches == []
+    finish(early + start(lambda: batcher.ask(2)))
+    assert generator.batches == [[1, 2]]
+    lone = start(lambda: batcher.ask(3))
+    time.sleep(5 * batcher_module.QUIET_SECONDS)
+    batcher.expect(1)
+    finish(lone)
+    assert generator.batches == [[1, 2], [3]]
+
+
+def test_expected_call_that_never_comes_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(batcher_module, "STALL_SECONDS", 0.1)
+    batcher = Batcher(Generator())
+    batcher.expect(2)
+    assert batcher.ask(3) == 9
+
+
 def test_thread_ends_after_idling_and_the_next_call_starts_another(monkeypatch):
     monkeypatch.setattr(batcher_module, "IDLE_SECONDS", 0.05)
     batcher = Batcher(Generator())

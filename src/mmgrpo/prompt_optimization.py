@@ -19,6 +19,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from mmgrpo.errors import UserError, user_error_in
 from mmgrpo.library import library_hash
+from mmgrpo.policy.evaluator_runs import EvaluatorRuns
 from mmgrpo.policy.lm import PolicyLM
 from mmgrpo.policy.replies import SETTING, Replies
 from mmgrpo.rollout import Metric
@@ -104,7 +105,7 @@ class FirstFault(BaseCallback):
 
         With a `folder` replies are kept there, and those that a search before has left there are used.
         """
-        callbacks = [*(dspy.settings.callbacks or []), self]
+        callbacks = [*(dspy.settings.callbacks or []), self, EvaluatorRuns(lm.policy.engine.batcher)]
         replies = None if folder is None else Replies(folder, _conditions(lm, folder))
         lm.policy.engine.begin_search()
         with dspy.context(lm=lm, adapter=adapter, callbacks=callbacks, **{SETTING: replies}), _quietly():

@@ -1,8 +1,8 @@
 """Calls that arrive at the same time, from many threads, are generated as one batch.
 
 A batch starts when every worker of a rollout waits for an answer, so that its make-up doesn't depend on timing.
-Calls from elsewhere (DSPy's own evaluators and optimizers, a notebook cell) start once no new one has come
-for a moment.
+The same holds for DSPy's evaluators in a prompt search (`evaluator_runs.py`). Calls from elsewhere (a notebook cell)
+start once no new one has come for a moment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 QUIET_SECONDS = 0.02  # how long calls from outside a rollout wait for company
-STALL_SECONDS = 120.0  # without a call or an answer, after which a rollout goes on with the calls that wait
+STALL_SECONDS = 120.0  # without a call or an answer, after which the calls that wait are answered without the others
 IDLE_SECONDS = 2.0  # after which the generating thread ends; the next call starts another
 
 
@@ -44,6 +44,7 @@ class Batcher(Generic[Question, Answer]):
         self._waiting: list[_Ticket] = []
         self._last_arrival = 0.0
         self._workers = 0
+        self._expected = 0
         self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
 
@@ -79,6 +80,12 @@ class Batcher(Generic[Question, Answer]):
     def rolling(self) -> bool:
         """Whether a rollout's workers are at work."""
         return self._workers > 0
+
+    def expect(self, calls: int) -> None:
+        """From now on, calls from outside a rollout are answered once so many wait; 0: once no new one comes."""
+        with self._changed:
+            self._expected = calls
+            self._changed.notify_all()
 
     def drive(self) -> None:
         """Generate on the calling thread until all workers have left; an interrupt reaches every waiting caller."""
@@ -152,7 +159,10 @@ class Batcher(Generic[Question, Answer]):
             return self._take() if self._workers else []
 
     def _batch_from_outside(self) -> list[_Ticket]:
-        """All waiting tickets once no new one has come for a moment; empty after idling, or when workers come."""
+        """All waiting tickets once those that are expected have come, or, where none are, no new one has for a moment.
+
+        Empty after idling, or when workers come.
+        """
         idle_since = time.monotonic()
         with self._changed:
             while not self._workers:
@@ -161,11 +171,17 @@ class Batcher(Generic[Question, Answer]):
                     if time.monotonic() - idle_since >= IDLE_SECONDS:
                         return []
                     self._changed.wait(IDLE_SECONDS)
-                elif quiet < QUIET_SECONDS:
-                    self._changed.wait(QUIET_SECONDS - quiet)
+                elif quiet < (patience := self._patience()):
+                    self._changed.wait(patience - quiet)
                 else:
                     return self._take()
             return []
+
+    def _patience(self) -> float:
+        """Seconds without a call after which the waiting calls from outside a rollout are answered."""
+        if not self._expected:
+            return QUIET_SECONDS
+        return STALL_SECONDS if len(self._waiting) < self._expected else 0.0
 
     def _take(self) -> list[_Ticket]:
         batch, self._waiting = self._waiting, []
